@@ -1,0 +1,1 @@
+//! Benchmarks of Pollux; see `benches/`.

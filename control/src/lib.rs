@@ -1,0 +1,1 @@
+//! The control plane: cluster objects in, data plane tables out.

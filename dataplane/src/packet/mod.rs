@@ -1,0 +1,300 @@
+//! A packet: one owned frame, from the port that received it to the port that sends it.
+//!
+//! Headers are views over the frame's bytes, checked once by [`parse`] and addressed by name afterwards.
+//! Whatever the pipeline reads or writes lies in the frame's first chunk; the chunks behind it are payload
+//! that nothing but a checksum over the whole frame looks at.
+
+pub mod family;
+
+use arrayvec::ArrayVec;
+
+use crate::pool::{Buffer, CHUNK, Chain, HEADROOM, Pool};
+pub use family::{Address, Family, LinkAddr, Prefix, Protocol, V4, V6};
+
+/// Packets handled at a time.
+pub const BURST: usize = 32;
+
+/// Up to [`BURST`] packets, on the stack.
+pub type Burst = ArrayVec<Packet, BURST>;
+
+/// Number of a port in the tables: an index, below [`PortId::MAX`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PortId(pub u16);
+
+impl PortId {
+    /// Ports that one forwarder can have.
+    pub const MAX: usize = 4096;
+
+    /// The port's place in a table.
+    #[inline]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// What the sender left to the device, as a virtio-net header says it (virtio 1.2, section 5.1.6).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Offload {
+    /// State of the transport checksum.
+    pub checksum: ChecksumState,
+    /// For a super-frame: how to cut it.
+    pub gso: Option<Gso>,
+}
+
+/// State of a frame's transport checksum.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ChecksumState {
+    /// As any frame off a wire: complete, not checked yet.
+    #[default]
+    Unknown,
+    /// The device has checked it.
+    Verified,
+    /// The field holds the sum over the pseudo header only. Who finishes it sums from `start` (an offset
+    /// into the frame, bytes) to the end and writes at `start + offset`.
+    Partial {
+        /// Where the sum starts.
+        start: u16,
+        /// The field, counted from `start`.
+        offset: u16,
+    },
+}
+
+/// How a super-frame is to be cut into segments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gso {
+    /// Which kind of segments.
+    pub kind: GsoKind,
+    /// TCP with ECN's CWR bit: set in the first segment only.
+    pub ecn: bool,
+    /// Payload bytes of each segment.
+    pub size: u16,
+    /// Bytes of headers, from the start of the frame, that every segment repeats.
+    pub header_len: u16,
+}
+
+/// Kinds of super-frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GsoKind {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP datagrams (virtio's `UDP_L4`).
+    Udp,
+}
+
+/// One owned frame. Dropping it returns its memory.
+pub struct Packet {
+    head: Buffer,
+    start: u16,
+    head_len: u16,
+    len: u32,
+    rest: Chain,
+    /// The port that received the packet.
+    pub port: PortId,
+    /// What the sender left to the device.
+    pub offload: Offload,
+}
+
+/// The pool has no free chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PoolEmpty;
+
+impl Packet {
+    /// An empty frame with [`HEADROOM`] free bytes before it.
+    ///
+    /// # Errors
+    /// When the pool is empty.
+    #[inline]
+    pub fn new(pool: &'static Pool, port: PortId) -> Result<Packet, PoolEmpty> {
+        let head = pool.allocate().ok_or(PoolEmpty)?;
+        Ok(Packet {
+            head,
+            start: HEADROOM as u16,
+            head_len: 0,
+            len: 0,
+            rest: Chain::default(),
+            port,
+            offload: Offload::default(),
+        })
+    }
+
+    /// A frame that holds a copy of `bytes`, which may be longer than a chunk.
+    ///
+    /// # Errors
+    /// When the pool is empty.
+    pub fn copy_of(pool: &'static Pool, port: PortId, bytes: &[u8]) -> Result<Packet, PoolEmpty> {
+        let mut packet = Packet::new(pool, port)?;
+        packet.extend(bytes)?;
+        Ok(packet)
+    }
+
+    /// Length of the frame in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether the frame has no byte.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The frame's bytes in its first chunk: all of them, but for super-frames.
+    #[inline]
+    pub fn head(&self) -> &[u8] {
+        &self.head.bytes()[usize::from(self.start)..][..usize::from(self.head_len)]
+    }
+
+    /// As [`head`](Packet::head), to write.
+    #[inline]
+    pub fn head_mut(&mut self) -> &mut [u8] {
+        &mut self.head.bytes_mut()[usize::from(self.start)..][..usize::from(self.head_len)]
+    }
+
+    /// The frame's bytes chunk by chunk, in order.
+    pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(self.head()).chain(self.rest.segments(self.head.pool()))
+    }
+
+    /// Whether the whole frame lies in one chunk.
+    #[inline]
+    pub fn is_contiguous(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Appends bytes at the end.
+    ///
+    /// # Errors
+    /// When the pool is empty; the frame then holds what fitted.
+    pub fn extend(&mut self, bytes: &[u8]) -> Result<(), PoolEmpty> {
+        let mut bytes = bytes;
+        if self.rest.is_empty() {
+            let end = usize::from(self.start) + usize::from(self.head_len);
+            let take = bytes.len().min(CHUNK - end);
+            self.head.bytes_mut()[end..][..take].copy_from_slice(&bytes[..take]);
+            self.head_len += take as u16;
+            self.len += take as u32;
+            bytes = &bytes[take..];
+        }
+        let taken = self.rest.extend(self.head.pool(), bytes);
+        self.len += taken as u32;
+        if taken == bytes.len() {
+            Ok(())
+        } else {
+            Err(PoolEmpty)
+        }
+    }
+
+    /// Keeps the first `len` bytes; nothing happens when the frame is not longer.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len() {
+            return;
+        }
+        let head = usize::from(self.head_len);
+        if !self.rest.is_empty() {
+            self.rest.truncate(self.head.pool(), len.saturating_sub(head));
+        }
+        self.head_len = head.min(len) as u16;
+        self.len = len as u32;
+    }
+
+    /// Makes room for `bytes` more bytes before the frame and returns the frame's new first chunk, whose
+    /// first `bytes` bytes are to be written. Nothing when the headroom is used up.
+    pub fn prepend(&mut self, bytes: usize) -> Option<&mut [u8]> {
+        let start = usize::from(self.start).checked_sub(bytes)?;
+        self.start = start as u16;
+        self.head_len += bytes as u16;
+        self.len += bytes as u32;
+        Some(self.head_mut())
+    }
+
+    /// Takes `bytes` bytes off the front.
+    ///
+    /// # Panics
+    /// If the first chunk holds fewer.
+    pub fn trim_front(&mut self, bytes: usize) {
+        assert!(
+            bytes <= usize::from(self.head_len),
+            "{bytes} bytes are more than the first chunk holds"
+        );
+        self.start += bytes as u16;
+        self.head_len -= bytes as u16;
+        self.len -= bytes as u32;
+    }
+
+    /// The pool that the frame's memory belongs to.
+    #[inline]
+    pub fn pool(&self) -> &'static Pool {
+        self.head.pool()
+    }
+
+    /// A copy of the whole frame.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.segments().flatten().copied().collect()
+    }
+}
+
+impl Drop for Packet {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.rest.is_empty() {
+            self.rest.truncate(self.head.pool(), 0);
+        }
+    }
+}
+
+impl std::fmt::Debug for Packet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Packet({} bytes from port {}, {:?})",
+            self.len, self.port.0, self.offload
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_super_frame_is_a_chain_and_comes_back_whole() {
+        let pool = Pool::new(128).unwrap();
+        let bytes: Vec<u8> = (0..65_549u32).map(|i| (i % 251) as u8).collect();
+        let mut packet = Packet::copy_of(pool, PortId(3), &bytes).unwrap();
+        assert_eq!(packet.len(), bytes.len());
+        assert!(!packet.is_contiguous());
+        assert_eq!(packet.to_vec(), bytes);
+        packet.truncate(5_000);
+        assert_eq!(packet.to_vec(), &bytes[..5_000]);
+        packet.truncate(60);
+        assert!(packet.is_contiguous());
+        assert_eq!(packet.head(), &bytes[..60]);
+        drop(packet);
+        assert_eq!(pool.available(), pool.capacity());
+    }
+
+    #[test]
+    fn headers_go_in_front_and_off_again() {
+        let pool = Pool::new(1).unwrap();
+        let mut packet = Packet::copy_of(pool, PortId(0), b"payload").unwrap();
+        packet.prepend(20).unwrap()[..20].fill(9);
+        assert_eq!(packet.len(), 27);
+        packet.trim_front(20);
+        assert_eq!(packet.head(), b"payload");
+        assert!(packet.prepend(HEADROOM + 1).is_none());
+    }
+
+    #[test]
+    fn an_empty_pool_is_said_and_nothing_is_lost() {
+        let pool = Pool::new(1).unwrap();
+        let too_long = vec![0; (pool.capacity() + 1) * CHUNK];
+        assert_eq!(
+            Packet::copy_of(pool, PortId(0), &too_long).unwrap_err(),
+            PoolEmpty
+        );
+        assert_eq!(pool.available(), pool.capacity());
+    }
+}

@@ -1,0 +1,362 @@
+//! The memory of frames: one pool of 2 KiB chunks for all ports.
+//!
+//! A frame that an uplink received leaves through a pod's port without being copied between kinds of
+//! buffers, so there is one kind. The chunks lie in one mapping that is aligned to 2 MiB (huge pages when
+//! the machine has them) and can be given to devices as it is: to DPDK as external memory, to AF_XDP as
+//! UMEM (`docs/pool.md` shows the proof). A frame longer than a chunk is a chain of chunks.
+//!
+//! A pool is never unmapped: devices may write into it until the process ends. It is registered in a static
+//! list, so nothing is leaked in the sense of a sanitizer. What is checked is that every chunk comes back:
+//! [`Pool::available`] equals [`Pool::capacity`] when no packet lives.
+
+use std::cell::UnsafeCell;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use crossbeam_queue::ArrayQueue;
+
+/// Bytes of a chunk: a full Ethernet frame, its headroom, and a power of two (AF_XDP asks for one).
+pub const CHUNK: usize = 2048;
+
+/// Bytes kept free before a received frame, for headers that are put in front (tunnels) and for what XDP
+/// keeps there. AF_XDP and DPDK use the same figure.
+pub const HEADROOM: usize = 256;
+
+const HUGE_PAGE: usize = 2 << 20;
+
+/// No further chunk in a chain.
+const NONE: u32 = u32::MAX;
+
+/// All pools of the process: they live as long as it does.
+static POOLS: Mutex<Vec<&'static Pool>> = Mutex::new(Vec::new());
+
+/// A pool of [`CHUNK`]-byte chunks. See the module's documentation.
+pub struct Pool {
+    memory: NonNull<u8>,
+    capacity: usize,
+    huge: bool,
+    free: ArrayQueue<u32>,
+    /// What a chunk holds while it is a later part of a chain.
+    links: Box<[Link]>,
+}
+
+struct Link(UnsafeCell<Segment>);
+
+/// The filled part of a chunk and the chunk that follows it in a chain.
+#[derive(Clone, Copy)]
+struct Segment {
+    len: u16,
+    next: u32,
+}
+
+// SAFETY: chunks and their links are reached only through a `Buffer`, and each index is either in the free
+// queue or owned by exactly one `Buffer` (or by the chain that one owns), so no two threads share a chunk.
+unsafe impl Sync for Pool {}
+// SAFETY: as above; the memory is not bound to a thread.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    /// Maps a pool of at least `chunks` chunks, rounded up to whole 2 MiB pages. Huge pages are used when
+    /// the machine has free ones, otherwise ordinary pages (transparent huge pages where allowed).
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory.
+    pub fn new(chunks: usize) -> io::Result<&'static Pool> {
+        let bytes = (chunks.max(1) * CHUNK).next_multiple_of(HUGE_PAGE);
+        let (memory, huge) = map(bytes)?;
+        let capacity = bytes / CHUNK;
+        let free = ArrayQueue::new(capacity);
+        for index in 0..capacity as u32 {
+            free.push(index).expect("the queue holds every chunk");
+        }
+        let links = (0..capacity)
+            .map(|_| Link(UnsafeCell::new(Segment { len: 0, next: NONE })))
+            .collect();
+        let pool: &'static Pool = Box::leak(Box::new(Pool {
+            memory,
+            capacity,
+            huge,
+            free,
+            links,
+        }));
+        POOLS.lock().expect("no holder of this lock panics").push(pool);
+        Ok(pool)
+    }
+
+    /// How many chunks the pool has.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many chunks are free now.
+    pub fn available(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Whether the pool lies in huge pages.
+    pub fn is_huge(&self) -> bool {
+        self.huge
+    }
+
+    /// The memory of all chunks, to register with a device: start and length in bytes.
+    pub fn region(&self) -> (NonNull<u8>, usize) {
+        (self.memory, self.capacity * CHUNK)
+    }
+
+    /// Takes a chunk, or nothing when the pool is empty.
+    #[inline]
+    pub fn allocate(&'static self) -> Option<Buffer> {
+        let index = self.free.pop()?;
+        Some(Buffer { pool: self, index })
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} of {} chunks free)", self.available(), self.capacity)
+    }
+}
+
+/// Maps `bytes` (a multiple of 2 MiB), aligned to 2 MiB.
+fn map(bytes: usize) -> io::Result<(NonNull<u8>, bool)> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: an anonymous mapping at an address of the kernel's choice touches no existing memory.
+    let huge = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            protection,
+            flags | libc::MAP_HUGETLB | libc::MAP_POPULATE,
+            -1,
+            0,
+        )
+    };
+    if huge != libc::MAP_FAILED {
+        return Ok((NonNull::new(huge.cast()).expect("a mapping is not at 0"), true));
+    }
+    // SAFETY: as above.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes + HUGE_PAGE, protection, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let aligned = start
+        .cast::<u8>()
+        .wrapping_add(start.addr().next_multiple_of(HUGE_PAGE) - start.addr());
+    // SAFETY: the range lies in the mapping just made; the advice changes no content.
+    unsafe { libc::madvise(aligned.cast(), bytes, libc::MADV_HUGEPAGE) };
+    Ok((NonNull::new(aligned).expect("a mapping is not at 0"), false))
+}
+
+/// One owned chunk. Dropping it returns it, and every chunk chained behind it, to its pool.
+pub struct Buffer {
+    pool: &'static Pool,
+    index: u32,
+}
+
+impl Buffer {
+    /// The pool that the chunk belongs to.
+    #[inline]
+    pub fn pool(&self) -> &'static Pool {
+        self.pool
+    }
+
+    /// Number of the chunk in its pool.
+    #[inline]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// All bytes of the chunk.
+    #[inline]
+    pub fn bytes(&self) -> &[u8; CHUNK] {
+        // SAFETY: the chunk lies in the pool's mapping, which lives as long as the process, is initialised
+        // (the kernel zeroes it) and is owned by this buffer alone.
+        unsafe { &*self.pool.memory.as_ptr().add(self.index as usize * CHUNK).cast() }
+    }
+
+    /// All bytes of the chunk, to write.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8; CHUNK] {
+        // SAFETY: as in `bytes`; the exclusive borrow of the owner makes this the only reference.
+        unsafe { &mut *self.pool.memory.as_ptr().add(self.index as usize * CHUNK).cast() }
+    }
+
+    fn segment(&self) -> Segment {
+        // SAFETY: the link belongs to the owner of the chunk; see `Sync` of `Pool`.
+        unsafe { *self.pool.links[self.index as usize].0.get() }
+    }
+
+    fn set_segment(&mut self, segment: Segment) {
+        // SAFETY: as in `segment`, and the borrow is exclusive.
+        unsafe { *self.pool.links[self.index as usize].0.get() = segment };
+    }
+}
+
+impl Drop for Buffer {
+    #[inline]
+    fn drop(&mut self) {
+        self.pool
+            .free
+            .push(self.index)
+            .expect("a chunk is free or owned, never both");
+    }
+}
+
+/// The chunks of a super-frame behind its first one, in order. The links lie beside the pool's memory, so
+/// a chain of any length costs its owner eight bytes.
+#[derive(Default)]
+pub(crate) struct Chain {
+    /// First and last chunk.
+    ends: Option<(u32, u32)>,
+}
+
+impl Chain {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ends.is_none()
+    }
+
+    /// Appends `bytes`, filling the last chunk first. Says how many bytes fitted before the pool ran dry.
+    pub(crate) fn extend(&mut self, pool: &'static Pool, mut bytes: &[u8]) -> usize {
+        let all = bytes.len();
+        while !bytes.is_empty() {
+            let mut last = match self.ends {
+                Some((_, last)) if self.view(pool, last).segment().len < CHUNK as u16 => {
+                    self.view(pool, last)
+                }
+                _ => match pool.allocate() {
+                    Some(buffer) => self.append(pool, buffer),
+                    None => break,
+                },
+            };
+            let Segment { len, next } = last.segment();
+            let take = bytes.len().min(CHUNK - usize::from(len));
+            last.bytes_mut()[usize::from(len)..][..take].copy_from_slice(&bytes[..take]);
+            last.set_segment(Segment {
+                len: len + take as u16,
+                next,
+            });
+            bytes = &bytes[take..];
+        }
+        all - bytes.len()
+    }
+
+    /// The filled parts, in order.
+    pub(crate) fn segments(&self, pool: &'static Pool) -> impl Iterator<Item = &[u8]> {
+        let mut next = self.ends.map_or(NONE, |(first, _)| first);
+        std::iter::from_fn(move || {
+            if next == NONE {
+                return None;
+            }
+            let segment = self.view(pool, next).segment();
+            // SAFETY: the chunk belongs to this chain, which is borrowed for as long as the slice.
+            let bytes = unsafe {
+                std::slice::from_raw_parts(
+                    pool.memory.as_ptr().add(next as usize * CHUNK),
+                    usize::from(segment.len),
+                )
+            };
+            next = segment.next;
+            Some(bytes)
+        })
+    }
+
+    /// Keeps the first `len` bytes and returns the other chunks to the pool.
+    pub(crate) fn truncate(&mut self, pool: &'static Pool, mut len: usize) {
+        let Some((first, _)) = self.ends else { return };
+        let mut at = first;
+        let mut kept = None;
+        while at != NONE {
+            let mut view = self.view(pool, at);
+            let Segment { len: filled, next } = view.segment();
+            if len == 0 {
+                drop(std::mem::ManuallyDrop::into_inner(view));
+            } else {
+                let take = len.min(usize::from(filled));
+                len -= take;
+                view.set_segment(Segment {
+                    len: take as u16,
+                    next: if len == 0 { NONE } else { next },
+                });
+                kept = Some((first, at));
+            }
+            at = next;
+        }
+        self.ends = kept;
+    }
+
+    fn append(&mut self, pool: &'static Pool, mut buffer: Buffer) -> std::mem::ManuallyDrop<Buffer> {
+        buffer.set_segment(Segment { len: 0, next: NONE });
+        let index = buffer.index;
+        self.ends = Some(match self.ends {
+            None => (index, index),
+            Some((first, last)) => {
+                let mut last = self.view(pool, last);
+                let len = last.segment().len;
+                last.set_segment(Segment { len, next: index });
+                (first, index)
+            }
+        });
+        std::mem::ManuallyDrop::new(buffer)
+    }
+
+    /// A chunk of this chain as a buffer that is not returned when dropped.
+    fn view(&self, pool: &'static Pool, index: u32) -> std::mem::ManuallyDrop<Buffer> {
+        std::mem::ManuallyDrop::new(Buffer { pool, index })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_comes_back() {
+        let pool = Pool::new(1).unwrap();
+        assert_eq!(pool.capacity(), HUGE_PAGE / CHUNK);
+        let all: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
+        assert_eq!(all.len(), pool.capacity());
+        assert_eq!(pool.available(), 0);
+        drop(all);
+        assert_eq!(pool.available(), pool.capacity());
+    }
+
+    #[test]
+    fn chunks_do_not_overlap_and_the_region_is_aligned() {
+        let pool = Pool::new(1).unwrap();
+        let (start, bytes) = pool.region();
+        assert_eq!(start.as_ptr().addr() % HUGE_PAGE, 0);
+        assert_eq!(bytes, pool.capacity() * CHUNK);
+        let mut all: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
+        for buffer in &mut all {
+            let mark = buffer.index() as u8;
+            buffer.bytes_mut().fill(mark);
+        }
+        assert!(
+            all.iter()
+                .all(|buffer| buffer.bytes().iter().all(|&byte| byte == buffer.index() as u8))
+        );
+    }
+
+    #[test]
+    fn a_chain_keeps_its_bytes_and_is_cut_where_asked() {
+        let pool = Pool::new(64).unwrap();
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i * 7) as u8).collect();
+        for cut in [0, 1, 2047, 2048, 2049, 9_999, 10_000] {
+            let mut chain = Chain::default();
+            for part in bytes.chunks(777) {
+                assert_eq!(chain.extend(pool, part), part.len());
+            }
+            assert_eq!(pool.capacity() - pool.available(), 5);
+            chain.truncate(pool, cut);
+            assert_eq!(
+                chain.segments(pool).flatten().copied().collect::<Vec<_>>(),
+                &bytes[..cut]
+            );
+            assert_eq!(pool.capacity() - pool.available(), cut.div_ceil(CHUNK));
+            chain.truncate(pool, 0);
+        }
+        assert_eq!(pool.available(), pool.capacity());
+    }
+}

@@ -1,0 +1,54 @@
+//! Ports: where frames come in and go out. One trait, one file for each backend.
+//!
+//! A port moves frames and knows nothing of what they mean; what it cannot carry (a partial checksum, a
+//! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::packet::Burst;
+
+/// A port's I/O backend. Called by one worker, once per burst.
+pub trait Port: Send {
+    /// Appends received frames to `burst`, as many as are ready and fit. Each has the port's number in
+    /// [`Packet::port`](crate::packet::Packet::port) and what the device said in
+    /// [`offload`](crate::packet::Packet::offload).
+    ///
+    /// # Errors
+    /// When the device is gone or refuses; the worker counts it and polls again later.
+    fn receive(&mut self, burst: &mut Burst) -> io::Result<()>;
+
+    /// Sends frames from the front of `burst` and takes out what the device accepted. What is left did
+    /// not fit (a full ring); the caller drops and counts it, or tries again.
+    ///
+    /// # Errors
+    /// When the device is gone; nothing was taken from `burst` then.
+    fn transmit(&mut self, burst: &mut Burst) -> io::Result<()>;
+
+    /// What the backend can carry.
+    fn capabilities(&self) -> Capabilities;
+
+    /// A file descriptor that is readable when frames wait, to sleep on; nothing for a backend that can
+    /// only be polled.
+    fn readiness(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// Frames that the backend lost before [`receive`](Port::receive) could return them (a full receive
+    /// ring, an empty pool, a frame that fits no buffer), since the port was opened.
+    fn missed(&mut self) -> u64 {
+        0
+    }
+}
+
+/// What a backend can carry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Capabilities {
+    /// Frames may leave with a partial transport checksum.
+    pub partial_checksum: bool,
+    /// Super-frames may leave unsegmented.
+    pub gso: bool,
+    /// The kernel sees the port's frames as well and handles what is not Pollux's to forward (ARP of the
+    /// host's addresses, multicast, other ether types): such frames need not be passed to the host port.
+    pub shared_with_kernel: bool,
+}
