@@ -13,3 +13,4 @@ pub mod packet;
 pub mod pool;
 pub mod port;
 pub mod stats;
+pub mod time;
