@@ -12,5 +12,6 @@
 pub mod packet;
 pub mod pool;
 pub mod port;
+pub mod service;
 pub mod stats;
 pub mod time;
