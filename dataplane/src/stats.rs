@@ -89,6 +89,25 @@ pub struct Stats {
     pub dropped: Drops,
 }
 
+/// One port's counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Frames received.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Frames that the port accepted for sending.
+    pub transmitted: u64,
+    /// Their bytes.
+    pub transmitted_bytes: u64,
+    /// Frames that it refused: a full ring, or a port that is down.
+    pub refused: u64,
+    /// Frames that the backend lost before they were received.
+    pub missed: u64,
+    /// Failed calls of the backend.
+    pub errors: u64,
+}
+
 /// Counters by [`Reason`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drops([u64; Reason::COUNT]);
@@ -127,6 +146,24 @@ impl Drops {
 }
 
 impl Stats {
+    /// The sum of two sets of counters.
+    pub fn plus(&self, other: &Stats) -> Stats {
+        let mut dropped = self.dropped.clone();
+        for (sum, more) in dropped.0.iter_mut().zip(other.dropped.0) {
+            *sum += more;
+        }
+        Stats {
+            received: self.received + other.received,
+            originated: self.originated + other.originated,
+            split: self.split + other.split,
+            transmitted: self.transmitted + other.transmitted,
+            delivered: self.delivered + other.delivered,
+            held: self.held + other.held,
+            joined: self.joined + other.joined,
+            dropped,
+        }
+    }
+
     /// The two sides of FW-05's balance: frames that came to be, and what became of them.
     pub fn balance(&self) -> (u64, u64) {
         (

@@ -41,6 +41,14 @@ pub struct Offload {
     pub gso: Option<Gso>,
 }
 
+impl Offload {
+    /// Whether the frame is complete as it is.
+    #[inline]
+    pub fn needs_nothing(&self) -> bool {
+        self.gso.is_none() && !matches!(self.checksum, ChecksumState::Partial { .. })
+    }
+}
+
 /// State of a frame's transport checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ChecksumState {

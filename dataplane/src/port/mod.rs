@@ -4,9 +4,9 @@
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
-use crate::packet::Burst;
+use crate::packet::{Burst, ChecksumState, Offload};
 
 /// A port's I/O backend. Called by one worker, once per burst.
 pub trait Port: Send {
@@ -30,7 +30,7 @@ pub trait Port: Send {
 
     /// A file descriptor that is readable when frames wait, to sleep on; nothing for a backend that can
     /// only be polled.
-    fn readiness(&self) -> Option<RawFd> {
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
@@ -51,4 +51,12 @@ pub struct Capabilities {
     /// The kernel sees the port's frames as well and handles what is not Pollux's to forward (ARP of the
     /// host's addresses, multicast, other ether types): such frames need not be passed to the host port.
     pub shared_with_kernel: bool,
+}
+
+impl Capabilities {
+    /// Whether a frame can leave as it is, with what its sender left to the device.
+    pub fn carries(&self, offload: &Offload) -> bool {
+        (self.gso || offload.gso.is_none())
+            && (self.partial_checksum || !matches!(offload.checksum, ChecksumState::Partial { .. }))
+    }
 }
