@@ -8,8 +8,10 @@
 //! can fix one. `control` compiles the tables; nothing here changes them.
 
 mod table;
+#[cfg(test)]
+mod tests;
 
-pub use table::{Builder, FrontendId, InternalMark, Services};
+pub use table::{Builder, FrontendId, InternalMark, Policy, Services};
 
 use crate::packet::{Family, Prefix, Protocol};
 

@@ -20,16 +20,20 @@ pub struct Services<A: Family> {
     frontends: Vec<Frontend<A>>,
     index: HashMap<FrontendKey<A>, (u32, u32)>,
     backends: Vec<Backend<A>>,
-    detector: Detector<A>,
-    masquerade_all: bool,
-    node_ports: NodePortAddresses<A>,
+    policy: Policy<A>,
 }
 
 /// Collects frontends and backends.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Builder<A: Family> {
     frontends: Vec<Frontend<A>>,
     backends: Vec<Backend<A>>,
+    policy: Policy<A>,
+}
+
+/// What holds for all frontends of a family.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy<A: Family> {
     /// How local pod traffic is told from other traffic.
     pub detector: Detector<A>,
     /// MQ-01.
@@ -48,11 +52,9 @@ pub enum InternalMark {
     Always,
 }
 
-impl<A: Family> Default for Builder<A> {
+impl<A: Family> Default for Policy<A> {
     fn default() -> Self {
-        Builder {
-            frontends: Vec::new(),
-            backends: Vec::new(),
+        Policy {
             detector: Detector::None,
             internal_mark: InternalMark::ByDetector,
             node_ports: NodePortAddresses::AllLocal(Loopback::Excluded),
@@ -61,14 +63,16 @@ impl<A: Family> Default for Builder<A> {
 }
 
 impl<A: Family> Builder<A> {
+    /// Nothing yet, under `policy`.
+    pub fn new(policy: Policy<A>) -> Self {
+        Builder { frontends: Vec::new(), backends: Vec::new(), policy }
+    }
+
     /// Adds a set of backends, in endpoint order.
     pub fn backends(&mut self, backends: impl IntoIterator<Item = Backend<A>>) -> BackendSet {
         let start = self.backends.len();
         self.backends.extend(backends);
-        BackendSet {
-            start: start as u32,
-            len: (self.backends.len() - start) as u32,
-        }
+        BackendSet { start: start as u32, len: (self.backends.len() - start) as u32 }
     }
 
     /// Adds a frontend. Of those that share a key the one added first is tried first.
@@ -78,27 +82,13 @@ impl<A: Family> Builder<A> {
 
     /// The finished tables.
     pub fn build(self) -> Services<A> {
-        let Builder {
-            mut frontends,
-            backends,
-            detector,
-            internal_mark,
-            node_ports,
-        } = self;
+        let Builder { mut frontends, backends, policy } = self;
         frontends.sort_by_key(|frontend| frontend.key); // stable: the order within a key stays
         let mut index = HashMap::with_capacity(frontends.len());
         for (at, frontend) in frontends.iter().enumerate() {
             index.entry(frontend.key).or_insert((at as u32, at as u32)).1 = at as u32 + 1;
         }
-        let masquerade_all = internal_mark == InternalMark::Always;
-        Services {
-            frontends,
-            index,
-            backends,
-            detector,
-            masquerade_all,
-            node_ports,
-        }
+        Services { frontends, index, backends, policy }
     }
 }
 
@@ -116,10 +106,7 @@ impl<A: Family> Services<A> {
 
     /// All frontends, by key.
     pub fn frontends(&self) -> impl Iterator<Item = (FrontendId, &Frontend<A>)> {
-        self.frontends
-            .iter()
-            .enumerate()
-            .map(|(at, frontend)| (FrontendId(at as u32), frontend))
+        self.frontends.iter().enumerate().map(|(at, frontend)| (FrontendId(at as u32), frontend))
     }
 
     /// The backends of a set, in endpoint order.
@@ -127,9 +114,9 @@ impl<A: Family> Services<A> {
         &self.backends[set.start as usize..][..set.len as usize]
     }
 
-    /// How local pod traffic is told from other traffic.
-    pub fn detector(&self) -> Detector<A> {
-        self.detector
+    /// What holds for all frontends.
+    pub fn policy(&self) -> &Policy<A> {
+        &self.policy
     }
 
     /// The nat stage (WK-01 to WK-04): the frontends that match the destination are tried in order (FE-06)
@@ -149,10 +136,7 @@ impl<A: Family> Services<A> {
             }
             let set = self.enter(frontend, id, request, &mut mark, walk);
             if !set.is_empty() {
-                return Destination {
-                    choice: Some((id, set)),
-                    mark,
-                };
+                return Destination { choice: Some((id, set)), mark };
             }
             walk.fell_through(id);
         }
@@ -175,7 +159,7 @@ impl<A: Family> Services<A> {
         match frontend.path {
             Path::FallThrough => BackendSet::default(),
             Path::Internal(set) => {
-                if self.masquerade_all {
+                if self.policy.internal_mark == InternalMark::Always {
                     set_mark(MarkReason::MasqueradeAll);
                 } else if self.is_pod_traffic(request) == Some(false) {
                     set_mark(MarkReason::NotFromPod);
@@ -203,7 +187,7 @@ impl<A: Family> Services<A> {
 
     /// Whether the packet is local pod traffic; nothing without a detector.
     fn is_pod_traffic(&self, request: &Request<A>) -> Option<bool> {
-        match self.detector {
+        match self.policy.detector {
             Detector::None => None,
             Detector::Source(pods) => Some(pods.contains(request.source)),
             Detector::Interface => Some(request.origin == Origin::PodPort),
@@ -214,12 +198,10 @@ impl<A: Family> Services<A> {
     /// destination after translation. Marked packets that are forwarded never ask: they were accepted.
     pub fn filter(&self, stage: FilterStage, request: &Request<A>) -> Option<FilterVerdict> {
         let addressed = || self.range(FrontendAddress::Address(request.destination), request);
-        let firewall = addressed()
-            .map(|at| self.frontend(FrontendId(at)))
-            .any(|frontend| {
-                // What has passed the nat stage and still has this destination was let in by no range.
-                frontend.kind == FrontendKind::LoadBalancer && frontend.sources.is_some()
-            });
+        let firewall = addressed().map(|at| self.frontend(FrontendId(at))).any(|frontend| {
+            // What has passed the nat stage and still has this destination was let in by no range.
+            frontend.kind == FrontendKind::LoadBalancer && frontend.sources.is_some()
+        });
         if firewall {
             return Some(FilterVerdict::SourceRange);
         }
@@ -254,25 +236,17 @@ impl<A: Family> Services<A> {
     }
 
     fn range(&self, address: FrontendAddress<A>, request: &Request<A>) -> std::ops::Range<u32> {
-        let key = FrontendKey {
-            address,
-            port: request.destination_port,
-            protocol: request.protocol,
-        };
+        let key = FrontendKey { address, port: request.destination_port, protocol: request.protocol };
         self.index.get(&key).map_or(0..0, |&(start, end)| start..end)
     }
 
     fn node_port_range(&self, request: &Request<A>) -> std::ops::Range<u32> {
         let answers = request.destination_is_local == Locality::Local
-            && match &self.node_ports {
+            && match &self.policy.node_ports {
                 NodePortAddresses::AllLocal(Loopback::Included) => true,
                 NodePortAddresses::AllLocal(Loopback::Excluded) => !request.destination.is_loopback(),
                 NodePortAddresses::Only(addresses) => addresses.binary_search(&request.destination).is_ok(),
             };
-        if answers {
-            self.range(FrontendAddress::NodePort, request)
-        } else {
-            0..0
-        }
+        if answers { self.range(FrontendAddress::NodePort, request) } else { 0..0 }
     }
 }
