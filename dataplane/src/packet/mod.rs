@@ -4,12 +4,23 @@
 //! Whatever the pipeline reads or writes lies in the frame's first chunk; the chunks behind it are payload
 //! that nothing but a checksum over the whole frame looks at.
 
+pub mod arp;
+pub mod checksum;
+pub mod crc32c;
+pub mod ethernet;
 pub mod family;
+pub mod icmp;
+pub mod ip;
+pub mod parse;
+pub mod transport;
 
 use arrayvec::ArrayVec;
 
 use crate::pool::{Buffer, CHUNK, Chain, HEADROOM, Pool};
+pub use ethernet::{Ethernet, set_link};
 pub use family::{Address, Family, LinkAddr, Prefix, Protocol, V4, V6};
+pub use parse::{FragmentKind, Headers, IcmpClass, Parsed, parse};
+pub use transport::TcpFlags;
 
 /// Packets handled at a time.
 pub const BURST: usize = 32;
