@@ -218,3 +218,7 @@ fn update(frame: &mut [u8], at: usize, change: impl FnOnce(u16) -> u16) {
         .expect("a parsed packet holds its checksums");
     *field = change(u16::from_be_bytes(*field)).to_be_bytes();
 }
+
+#[cfg(test)]
+#[path = "rewrite_tests.rs"]
+mod tests;

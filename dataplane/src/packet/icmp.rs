@@ -192,3 +192,7 @@ fn may_answer<A: Family>(offending: &Packet, headers: &Headers<A>) -> bool {
         && !headers.source.is_unspecified()
         && !limited_broadcast(headers.source)
 }
+
+#[cfg(test)]
+#[path = "icmp_tests.rs"]
+mod tests;

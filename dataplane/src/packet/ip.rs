@@ -275,9 +275,6 @@ pub fn write_addresses<A: Family>(header: &mut [u8], source: A::Addr, destinatio
 
 /// The address that `bytes` begins with.
 #[inline]
-fn read_address<A: Address, const N: usize>(bytes: &[u8]) -> A
-where
-    A: From<[u8; N]>,
-{
+fn read_address<A: From<[u8; N]>, const N: usize>(bytes: &[u8]) -> A {
     A::from(*bytes.first_chunk().expect("the header's length is in its type"))
 }

@@ -14,6 +14,9 @@ pub mod ip;
 pub mod parse;
 pub mod transport;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use arrayvec::ArrayVec;
 
 use crate::pool::{Buffer, CHUNK, Chain, HEADROOM, Pool};

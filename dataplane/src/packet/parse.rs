@@ -385,3 +385,7 @@ impl Transport {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;
