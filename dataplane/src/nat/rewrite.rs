@@ -76,6 +76,12 @@ impl<A: Family> Rewrite<A> {
         }
     }
 
+    /// The rewrite that leaves a packet with these headers as it is.
+    pub fn identity(headers: &Headers<A>) -> Rewrite<A> {
+        let tuple = (headers.source, headers.destination, headers.source_port, headers.destination_port);
+        Rewrite::between(tuple, tuple, headers.protocol)
+    }
+
     /// Whether packets stay as they are.
     #[inline]
     pub fn is_identity(&self) -> bool {

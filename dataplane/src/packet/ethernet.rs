@@ -44,6 +44,15 @@ impl Ethernet {
     }
 }
 
+/// Whom a frame is for: its first six bytes.
+///
+/// # Panics
+/// If the frame is shorter than its link header, which [`parse`](super::parse) rules out.
+#[inline]
+pub fn destination(frame: &[u8]) -> LinkAddr {
+    LinkAddr(*frame.first_chunk().expect("a parsed frame has a link header"))
+}
+
 /// Writes the link addresses of the next hop's link; the Ethernet type stays.
 ///
 /// # Panics

@@ -65,6 +65,18 @@ impl<A: Family> Headers<A> {
     pub fn packet_len(&self) -> u32 {
         self.end - u32::from(self.l3)
     }
+
+    /// Whether the packet is one of several pieces.
+    #[inline]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment != FragmentKind::Whole
+    }
+
+    /// Whether the packet can belong to a connection: a whole one, and no ICMP message but a query (CT-01).
+    #[inline]
+    pub fn is_trackable(&self) -> bool {
+        !self.is_fragment() && matches!(self.icmp, IcmpClass::None | IcmpClass::Query)
+    }
 }
 
 /// Whether a packet is a fragment.
