@@ -1,1 +1,3 @@
 //! The control plane: cluster objects in, data plane tables out.
+
+pub mod kernel;
