@@ -4,7 +4,7 @@
 //! destination (after DNAT) → Fib: longest prefix → Route → NextHop → Neighbours: link address → port
 //! ```
 //!
-//! The first packet of a connection walks all three; the connection's entry then keeps the `AdjacencyId`,
+//! The first packet of a connection walks all three; the connection's entry then keeps the [`AdjacencyId`],
 //! and later packets cost one load of the neighbour's record. Which address the node speaks with itself
 //! (masquerading, ICMP errors, ARP) is [`source`]'s to say, and follows the kernel's choice.
 //!
@@ -12,7 +12,9 @@
 //! object per prefix, so that a changed route can later change in place under the flows that use it (RT-05).
 
 pub mod fib;
+pub mod neighbour;
 pub mod own;
+pub mod resolution;
 pub mod source;
 
 #[cfg(test)]
@@ -21,6 +23,7 @@ pub(crate) mod fixture;
 use crate::packet::{Family, PortId, Prefix};
 
 pub use fib::{Fib, RouteId};
+pub use neighbour::{AdjacencyId, Hold, Learned, Link, NeighbourEvent, Neighbours, Solicitation};
 pub use own::own_routes;
 pub use source::{Interface, InterfaceAddress, Interfaces};
 
