@@ -13,6 +13,7 @@ pub mod nat;
 pub mod packet;
 pub mod pool;
 pub mod port;
+pub mod route;
 pub mod service;
 pub mod stats;
 pub mod time;

@@ -1,0 +1,80 @@
+//! What goes into the neighbours' table and comes out of it.
+
+#[cfg(doc)]
+use super::Neighbours;
+use super::record::AdjacencyId;
+use crate::packet::{Address, Family, LinkAddr, Packet, PortId};
+use crate::stats::Reason;
+
+/// How a link address was learnt.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Learned {
+    /// From an answer to this node. Confirms a known neighbour.
+    Reply,
+    /// From a question that Pollux answers. Makes the neighbour known, to be confirmed when used.
+    Request,
+    /// From an announcement. For known neighbours only (NB-01).
+    Gratuitous,
+    /// From a message between others. For known neighbours only.
+    Overheard,
+    /// From the configuration, or one of the kernel's permanent entries. Never ages.
+    Static,
+    /// From the kernel's table. Makes the neighbour known, to be confirmed when used: the kernel does not
+    /// see the traffic, so it would not notice for Pollux that a neighbour moved.
+    Kernel,
+}
+
+/// A request for a link address, to be sent as ARP request or neighbour solicitation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Solicitation<A: Family> {
+    /// Out of this port.
+    pub port: PortId,
+    /// Who is asked.
+    pub target: A::Addr,
+    /// The link address, when an entry is to be confirmed; nothing when everyone is asked.
+    pub known: Option<LinkAddr>,
+    /// Source of the packet that waits longest; see
+    /// [`solicit_source`](crate::route::Interfaces::solicit_source).
+    pub waiting: Option<A::Addr>,
+}
+
+impl<A: Family> Solicitation<A> {
+    /// Where the frame goes: to the neighbour itself, to everyone (ARP), or to the target's solicited-node
+    /// group (RFC 4861, RFC 2464).
+    pub fn link_destination(&self) -> LinkAddr {
+        self.known.unwrap_or_else(|| {
+            if A::VERSION == 4 {
+                LinkAddr::BROADCAST
+            } else {
+                let [.., a, b, c] = self.target.bits().to_be_bytes();
+                LinkAddr([0x33, 0x33, 0xff, a, b, c])
+            }
+        })
+    }
+}
+
+/// What is to be done about a neighbour.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NeighbourEvent<A: Family, H = Packet> {
+    /// Send a request. It may be lost: the timers ask again.
+    Solicit(Solicitation<A>),
+    /// A held packet goes on: [`Neighbours::resolved`] knows the way. They come in the order in which they
+    /// were held.
+    Release(AdjacencyId, H),
+    /// A held packet is to be dropped: under `NeighbourFailed`, and its source gets ICMP host unreachable
+    /// (NB-02), or under `PortDown`.
+    Failed(H, Reason),
+}
+
+/// What became of a packet given to [`Neighbours::hold`].
+#[derive(PartialEq, Eq, Debug)]
+pub enum Hold<H> {
+    /// It waits.
+    Waiting,
+    /// No need to wait: the link address is known.
+    Ready(H),
+    /// To be dropped: `NeighbourQueue`, or `NeighbourFailed` (ICMP host unreachable).
+    Refused(H, Reason),
+    /// The number no longer names a neighbour: look the route up again.
+    Outdated(H),
+}
