@@ -171,8 +171,9 @@ fn parse_v4(packet: &mut Packet, l3: usize) -> Result<Headers<V4>, Reason> {
     Ok(headers)
 }
 
-/// Parses the IPv6 packet that starts at `l3` bytes into the frame.
-#[inline]
+/// Parses the IPv6 packet that starts at `l3` bytes into the frame. Kept out of line: its registers and the
+/// walk's would burden every IPv4 packet.
+#[inline(never)]
 fn parse_v6(packet: &mut Packet, l3: usize) -> Result<Headers<V6>, Reason> {
     let frame = packet.head();
     let ip = Ipv6::new_checked(frame.get(l3..).unwrap_or_default()).ok_or(Reason::FrameTruncated)?;
@@ -331,7 +332,7 @@ impl Transport {
     };
 
     /// Reads the header at `l4` of a packet that ends at `end`. `frame` is the first chunk.
-    #[inline]
+    #[inline(always)]
     fn read<A: Family>(
         frame: &[u8],
         l4: usize,
