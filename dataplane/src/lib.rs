@@ -9,6 +9,7 @@
 //! allocates, locks or formats for a packet of an established connection, nothing knows Kubernetes, and
 //! time and randomness are arguments.
 
+pub mod flow;
 pub mod memory;
 pub mod packet;
 pub mod pool;
