@@ -9,6 +9,8 @@
 //! allocates, locks or formats for a packet of an established connection, nothing knows Kubernetes, and
 //! time and randomness are arguments.
 
+pub mod flow;
+pub(crate) mod memory;
 pub mod nat;
 pub mod packet;
 pub mod pool;

@@ -16,14 +16,14 @@ use std::sync::Mutex;
 
 use crossbeam_queue::ArrayQueue;
 
+use crate::memory::Mapping;
+
 /// Bytes of a chunk: a full Ethernet frame, its headroom, and a power of two (AF_XDP asks for one).
 pub const CHUNK: usize = 2048;
 
 /// Bytes kept free before a received frame, for headers that are put in front (tunnels) and for what XDP
 /// keeps there. AF_XDP and DPDK use the same figure.
 pub const HEADROOM: usize = 256;
-
-const HUGE_PAGE: usize = 2 << 20;
 
 /// No further chunk in a chain.
 const NONE: u32 = u32::MAX;
@@ -33,9 +33,8 @@ static POOLS: Mutex<Vec<&'static Pool>> = Mutex::new(Vec::new());
 
 /// A pool of [`CHUNK`]-byte chunks. See the module's documentation.
 pub struct Pool {
-    memory: NonNull<u8>,
+    memory: Mapping,
     capacity: usize,
-    huge: bool,
     free: ArrayQueue<u32>,
     /// What a chunk holds while it is a later part of a chain.
     links: Box<[Link]>,
@@ -63,9 +62,8 @@ impl Pool {
     /// # Errors
     /// When the kernel refuses the memory.
     pub fn new(chunks: usize) -> io::Result<&'static Pool> {
-        let bytes = (chunks.max(1) * CHUNK).next_multiple_of(HUGE_PAGE);
-        let (memory, huge) = map(bytes)?;
-        let capacity = bytes / CHUNK;
+        let memory = Mapping::new(chunks.saturating_mul(CHUNK))?;
+        let capacity = memory.len() / CHUNK;
         let free = ArrayQueue::new(capacity);
         for index in 0..capacity as u32 {
             free.push(index).expect("the queue holds every chunk");
@@ -76,7 +74,6 @@ impl Pool {
         let pool: &'static Pool = Box::leak(Box::new(Pool {
             memory,
             capacity,
-            huge,
             free,
             links,
         }));
@@ -96,12 +93,12 @@ impl Pool {
 
     /// Whether the pool lies in huge pages.
     pub fn is_huge(&self) -> bool {
-        self.huge
+        self.memory.is_huge()
     }
 
     /// The memory of all chunks, to register with a device: start and length in bytes.
     pub fn region(&self) -> (NonNull<u8>, usize) {
-        (self.memory, self.capacity * CHUNK)
+        (self.memory.start(), self.capacity * CHUNK)
     }
 
     /// Takes a chunk, or nothing when the pool is empty.
@@ -116,37 +113,6 @@ impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Pool({} of {} chunks free)", self.available(), self.capacity)
     }
-}
-
-/// Maps `bytes` (a multiple of 2 MiB), aligned to 2 MiB.
-fn map(bytes: usize) -> io::Result<(NonNull<u8>, bool)> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: an anonymous mapping at an address of the kernel's choice touches no existing memory.
-    let huge = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            protection,
-            flags | libc::MAP_HUGETLB | libc::MAP_POPULATE,
-            -1,
-            0,
-        )
-    };
-    if huge != libc::MAP_FAILED {
-        return Ok((NonNull::new(huge.cast()).expect("a mapping is not at 0"), true));
-    }
-    // SAFETY: as above.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes + HUGE_PAGE, protection, flags, -1, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let aligned = start
-        .cast::<u8>()
-        .wrapping_add(start.addr().next_multiple_of(HUGE_PAGE) - start.addr());
-    // SAFETY: the range lies in the mapping just made; the advice changes no content.
-    unsafe { libc::madvise(aligned.cast(), bytes, libc::MADV_HUGEPAGE) };
-    Ok((NonNull::new(aligned).expect("a mapping is not at 0"), false))
 }
 
 /// One owned chunk. Dropping it returns it, and every chunk chained behind it, to its pool.
@@ -173,14 +139,30 @@ impl Buffer {
     pub fn bytes(&self) -> &[u8; CHUNK] {
         // SAFETY: the chunk lies in the pool's mapping, which lives as long as the process, is initialised
         // (the kernel zeroes it) and is owned by this buffer alone.
-        unsafe { &*self.pool.memory.as_ptr().add(self.index as usize * CHUNK).cast() }
+        unsafe {
+            &*self
+                .pool
+                .memory
+                .start()
+                .as_ptr()
+                .add(self.index as usize * CHUNK)
+                .cast()
+        }
     }
 
     /// All bytes of the chunk, to write.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8; CHUNK] {
         // SAFETY: as in `bytes`; the exclusive borrow of the owner makes this the only reference.
-        unsafe { &mut *self.pool.memory.as_ptr().add(self.index as usize * CHUNK).cast() }
+        unsafe {
+            &mut *self
+                .pool
+                .memory
+                .start()
+                .as_ptr()
+                .add(self.index as usize * CHUNK)
+                .cast()
+        }
     }
 
     fn segment(&self) -> Segment {
@@ -253,7 +235,7 @@ impl Chain {
             // SAFETY: the chunk belongs to this chain, which is borrowed for as long as the slice.
             let bytes = unsafe {
                 std::slice::from_raw_parts(
-                    pool.memory.as_ptr().add(next as usize * CHUNK),
+                    pool.memory.start().as_ptr().add(next as usize * CHUNK),
                     usize::from(segment.len),
                 )
             };
@@ -310,6 +292,7 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::HUGE_PAGE;
 
     #[test]
     fn every_chunk_comes_back() {
