@@ -43,27 +43,15 @@ fn main() -> ExitCode {
     };
     let trials = vec![
         trial("topology_is_the_seed_s", topology_is_the_seed_s),
-        trial(
-            "w01_host_to_service_local_backend",
-            w01_host_to_service_local_backend,
-        ),
-        trial(
-            "w02_host_to_service_remote_backend",
-            w02_host_to_service_remote_backend,
-        ),
-        trial(
-            "w03_echo_to_service_leaves_to_the_gateway",
-            w03_echo_to_service_leaves_to_the_gateway,
-        ),
+        trial("w01_host_to_service_local_backend", w01_host_to_service_local_backend),
+        trial("w02_host_to_service_remote_backend", w02_host_to_service_remote_backend),
+        trial("w03_echo_to_service_leaves_to_the_gateway", w03_echo_to_service_leaves_to_the_gateway),
         trial("w04_pod_to_service_same_node", w04_pod_to_service_same_node),
         trial("w05_pod_to_service_other_node", w05_pod_to_service_other_node),
         trial("w06_hairpin", w06_hairpin),
         trial("w12_pod_to_pod_other_node", w12_pod_to_pod_other_node),
         trial("w13_blackhole", w13_blackhole),
-        trial(
-            "random_choice_reaches_every_backend",
-            random_choice_reaches_every_backend,
-        ),
+        trial("random_choice_reaches_every_backend", random_choice_reaches_every_backend),
         trial("transfers_arrive_intact", transfers_arrive_intact),
         trial("udp_and_icmp_echo", udp_and_icmp_echo),
         trial("waits_end_and_errors_are_told", waits_end_and_errors_are_told),
@@ -76,9 +64,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 fn trial(name: &str, test: fn(&str) -> Outcome) -> Trial {
     // Each has a network of its own, so that they can run side by side.
     let prefix = format!("k-{}-", name.split('_').next().unwrap_or(name));
-    Trial::test(name, move || {
-        test(&prefix).map_err(|error| Failed::from(error.to_string()))
-    })
+    Trial::test(name, move || test(&prefix).map_err(|error| Failed::from(error.to_string())))
 }
 
 /// The seed's cluster with the kernel as slave1's forwarder.
@@ -140,12 +126,7 @@ fn topology_is_the_seed_s(prefix: &str) -> Outcome {
     let devices: Vec<(&str, &str)> = links
         .lines()
         .filter_map(|line| {
-            let name = line
-                .split_whitespace()
-                .nth(1)?
-                .trim_end_matches(':')
-                .split('@')
-                .next()?;
+            let name = line.split_whitespace().nth(1)?.trim_end_matches(':').split('@').next()?;
             let mtu = line.split(" mtu ").nth(1)?.split(' ').next()?;
             Some((name, mtu))
         })
@@ -171,10 +152,7 @@ fn topology_is_the_seed_s(prefix: &str) -> Outcome {
     assert_eq!(slave1.sysctl("net/ipv4/ip_forward")?, "0");
     let addresses = ip(&["-oneline", "address"])?;
     assert!(!addresses.contains("inet6"), "{addresses}");
-    assert!(
-        !addresses.contains("cali"),
-        "a pod port has an address: {addresses}"
-    );
+    assert!(!addresses.contains("cali"), "a pod port has an address: {addresses}");
     assert!(addresses.contains("inet 10.151.51.0/32"), "{addresses}");
     Ok(())
 }
@@ -229,12 +207,7 @@ fn w03_echo_to_service_leaves_to_the_gateway(prefix: &str) -> Outcome {
     let network = kernel_twin(prefix, Choice::Random)?;
     let mut capture = Capture::start(network.node(SLAVE1), "ens3")?;
 
-    let echo = Echo {
-        to: MYAPP,
-        identifier: 4935,
-        sequence: 19,
-        data_len: 56,
-    };
+    let echo = Echo { to: MYAPP, identifier: 4935, sequence: 19, data_len: 56 };
     assert_eq!(ping(network.node(SLAVE1), echo, QUIET)?, None);
 
     let frames = capture.frames_until(|frame| frame.bytes[12..14] == [8, 0], SOON)?;
@@ -245,10 +218,7 @@ fn w03_echo_to_service_leaves_to_the_gateway(prefix: &str) -> Outcome {
         return Err("not IPv4".into());
     };
     let ip = ip.header();
-    assert_eq!(
-        link_text(&request.bytes[..12]),
-        "fa:16:3e:d2:26:34:fa:16:3e:92:11:ca"
-    );
+    assert_eq!(link_text(&request.bytes[..12]), "fa:16:3e:d2:26:34:fa:16:3e:92:11:ca");
     assert_eq!((ip.source_addr(), ip.destination_addr()), (SLAVE1_ADDRESS, MYAPP));
     assert_eq!((ip.ttl(), ip.dont_fragment()), (64, true));
     // Type, code, then (behind the checksum) identifier and sequence.
@@ -271,15 +241,11 @@ fn w04_pod_to_service_same_node(prefix: &str) -> Outcome {
     let (pod, node) = ("2e:d6:68:68:23:07", "ee:ee:ee:ee:ee:ee");
     assert_eq!(
         with_flags(&segments, "S"),
-        [format!(
-            "in {pod} > {node} 10.151.51.7:40000 > 10.150.18.86:80 ttl 64 S"
-        )]
+        [format!("in {pod} > {node} 10.151.51.7:40000 > 10.150.18.86:80 ttl 64 S")]
     );
     assert_eq!(
         with_flags(&segments, "S."),
-        [format!(
-            "out {node} > {pod} 10.150.18.86:80 > 10.151.51.7:40000 ttl 63 S."
-        )]
+        [format!("out {node} > {pod} 10.150.18.86:80 > 10.151.51.7:40000 ttl 63 S.")]
     );
     assert_two_heads(&segments);
 
@@ -287,25 +253,17 @@ fn w04_pod_to_service_same_node(prefix: &str) -> Outcome {
     let pod = "2e:d6:68:68:23:60";
     assert_eq!(
         with_flags(&segments, "S"),
-        [format!(
-            "out {node} > {pod} 10.151.51.7:40000 > 10.151.51.8:80 ttl 63 S"
-        )]
+        [format!("out {node} > {pod} 10.151.51.7:40000 > 10.151.51.8:80 ttl 63 S")]
     );
     assert_eq!(
         with_flags(&segments, "S."),
-        [format!(
-            "in {pod} > {node} 10.151.51.8:80 > 10.151.51.7:40000 ttl 64 S."
-        )]
+        [format!("in {pod} > {node} 10.151.51.8:80 > 10.151.51.7:40000 ttl 64 S.")]
     );
     assert_two_heads(&segments);
     assert_eq!(server.peers(), [at(POD_51_7.address, 40000)]);
 
     // Neither wire nor tunnel saw any of it.
-    assert!(
-        wire.frames_until(|_| false, QUIET)?
-            .iter()
-            .all(|frame| Segment::of(frame).is_none())
-    );
+    assert!(wire.frames_until(|_| false, QUIET)?.iter().all(|frame| Segment::of(frame).is_none()));
     assert_eq!(tunnel.frames_until(|_| false, Duration::ZERO)?, []);
     Ok(())
 }
@@ -321,15 +279,11 @@ fn w05_pod_to_service_other_node(prefix: &str) -> Outcome {
     let (slave1, slave2) = ("fa:16:3e:92:11:ca", "fa:16:3e:a9:16:9f");
     assert_eq!(
         with_flags(&segments, "S"),
-        [format!(
-            "out {slave1} > {slave2} 10.151.51.7:40000 > 10.151.49.8:80 ttl 63 S"
-        )]
+        [format!("out {slave1} > {slave2} 10.151.51.7:40000 > 10.151.49.8:80 ttl 63 S")]
     );
     assert_eq!(
         with_flags(&segments, "S."),
-        [format!(
-            "in {slave2} > {slave1} 10.151.49.8:80 > 10.151.51.7:40000 ttl 63 S."
-        )]
+        [format!("in {slave2} > {slave1} 10.151.49.8:80 > 10.151.51.7:40000 ttl 63 S.")]
     );
     assert_two_heads(&segments);
     assert_eq!(server.peers(), [at(POD_51_7.address, 40000)]);
@@ -369,20 +323,13 @@ fn w12_pod_to_pod_other_node(prefix: &str) -> Outcome {
     let server = serve(&network, POD_49_8, Service::Echo)?;
     let mut capture = Capture::start(network.node(SLAVE1), "ens3")?;
 
-    call(
-        &network,
-        POD_51_7.name,
-        at(POD_51_7.address, 40001),
-        at(POD_49_8.address, MYAPP_PORT),
-    )?;
+    call(&network, POD_51_7.name, at(POD_51_7.address, 40001), at(POD_49_8.address, MYAPP_PORT))?;
 
     let segments = Segment::of_connection(&mut capture, 2, SOON)?;
     let (slave1, slave2) = ("fa:16:3e:92:11:ca", "fa:16:3e:a9:16:9f");
     assert_eq!(
         with_flags(&segments, "S"),
-        [format!(
-            "out {slave1} > {slave2} 10.151.51.7:40001 > 10.151.49.8:80 ttl 63 S"
-        )]
+        [format!("out {slave1} > {slave2} 10.151.51.7:40001 > 10.151.49.8:80 ttl 63 S")]
     );
     assert_two_heads(&segments);
     assert_eq!(server.peers(), [at(POD_51_7.address, 40001)]);
@@ -410,10 +357,7 @@ fn w13_blackhole(prefix: &str) -> Outcome {
     let lost = datagram_to(Ipv4Addr::new(10, 151, 51, 99))?;
     inject(pod, "eth0", &lost)?;
     let seen = from_pod.frames_until(is_hand_made, SOON)?;
-    assert_eq!(
-        seen.last().map(|frame| (frame.direction, &frame.bytes)),
-        Some((Direction::In, &lost))
-    );
+    assert_eq!(seen.last().map(|frame| (frame.direction, &frame.bytes)), Some((Direction::In, &lost)));
     // One that is not lost comes after it, so the first would have been seen by then.
     inject(pod, "eth0", &datagram_to(POD_51_8.address)?)?;
     let seen: Vec<Captured> = to_pod.frames_until(is_hand_made, SOON)?;
@@ -425,11 +369,7 @@ fn w13_blackhole(prefix: &str) -> Outcome {
     let errors = from_pod.frames_until(|_| false, Duration::ZERO)?;
     let is_icmp = |frame: &&Captured| frame.bytes[12..14] == [8, 0] && frame.bytes[23] == 1;
     // The pod that got the second answers it: port unreachable. The blackhole says nothing.
-    let from: Vec<&[u8]> = errors
-        .iter()
-        .filter(is_icmp)
-        .map(|frame| &frame.bytes[26..30])
-        .collect();
+    let from: Vec<&[u8]> = errors.iter().filter(is_icmp).map(|frame| &frame.bytes[26..30]).collect();
     assert_eq!(from, [POD_51_8.address.octets()]);
     Ok(())
 }
@@ -465,10 +405,7 @@ fn transfers_arrive_intact(prefix: &str) -> Outcome {
     assert_eq!((from_pod.bytes, from_host.bytes), (BYTES, BYTES));
     for (who, transfer) in [("pod", from_pod), ("host", from_host)] {
         let rate = transfer.rate() / 1e6;
-        println!(
-            "64 MiB from {who}: {rate:.0} MB/s, {} retransmissions",
-            transfer.retransmissions
-        );
+        println!("64 MiB from {who}: {rate:.0} MB/s, {} retransmissions", transfer.retransmissions);
     }
     Ok(())
 }
@@ -483,24 +420,13 @@ fn udp_and_icmp_echo(prefix: &str) -> Outcome {
     assert_eq!(udp_echo(pod, Some(from), to, b"hello", SOON)?, Some(to));
     assert_eq!(server.received(), 1);
     let closed = udp_echo(pod, None, at(POD_49_8.address, 5354), b"hello", SOON);
-    assert_eq!(
-        closed.map_err(|error| error.kind()),
-        Err(std::io::ErrorKind::ConnectionRefused)
-    );
+    assert_eq!(closed.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionRefused));
 
-    let echo = Echo {
-        to: POD_49_8.address,
-        identifier: 7,
-        sequence: 1,
-        data_len: 1400,
-    };
+    let echo = Echo { to: POD_49_8.address, identifier: 7, sequence: 1, data_len: 1400 };
     let reply = ping(pod, echo, SOON)?.ok_or("no echo")?;
     // Two nodes on the way back.
     assert_eq!((reply.from, reply.ttl), (POD_49_8.address, 62));
-    let echo = Echo {
-        to: GATEWAY_ADDRESS,
-        ..echo
-    };
+    let echo = Echo { to: GATEWAY_ADDRESS, ..echo };
     assert_eq!(ping(pod, echo, SOON)?.map(|reply| reply.ttl), Some(63));
     Ok(())
 }
@@ -509,22 +435,15 @@ fn waits_end_and_errors_are_told(prefix: &str) -> Outcome {
     let network = Network::build(&seed::plan(Forwarding::Off), prefix)?;
     let slave1 = network.node(SLAVE1);
 
-    let missing = Capture::start(slave1, "ens4")
-        .map(|_| ())
-        .map_err(|error| error.kind());
+    let missing = Capture::start(slave1, "ens4").map(|_| ()).map_err(|error| error.kind());
     assert!(missing.is_err(), "{missing:?}");
 
     // Nobody forwards here, so nobody answers the pod's ARP either.
     let start = std::time::Instant::now();
     let to = at(GATEWAY_ADDRESS, 80);
     let silent = TcpClient::connect(network.node(POD_51_7.name), None, to, QUIET);
-    assert_eq!(
-        silent.map(|_| ()).map_err(|error| error.kind()),
-        Err(std::io::ErrorKind::TimedOut)
-    );
-    let closed = TcpClient::connect(slave1, None, to, SOON)
-        .map(|_| ())
-        .map_err(|error| error.kind());
+    assert_eq!(silent.map(|_| ()).map_err(|error| error.kind()), Err(std::io::ErrorKind::TimedOut));
+    let closed = TcpClient::connect(slave1, None, to, SOON).map(|_| ()).map_err(|error| error.kind());
     assert_eq!(closed, Err(std::io::ErrorKind::ConnectionRefused));
 
     // A server that does not take what it is sent, and one that cuts its connections.

@@ -10,7 +10,8 @@
 //! time and randomness are arguments.
 
 pub mod flow;
-pub(crate) mod memory;
+pub mod forward;
+pub mod memory;
 pub mod nat;
 pub mod packet;
 pub mod pool;
@@ -18,4 +19,6 @@ pub mod port;
 pub mod route;
 pub mod service;
 pub mod stats;
+pub mod tables;
 pub mod time;
+pub mod worker;

@@ -41,12 +41,7 @@ impl Mapping {
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         if let Ok(start) = map(len, libc::MAP_HUGETLB | libc::MAP_POPULATE) {
             let mapped = (start, len);
-            return Ok(Mapping {
-                start,
-                len,
-                huge: true,
-                mapped,
-            });
+            return Ok(Mapping { start, len, huge: true, mapped });
         }
         let mapped = (map(len + HUGE_PAGE, 0)?, len + HUGE_PAGE);
         let offset = mapped.0.as_ptr().align_offset(HUGE_PAGE);
@@ -55,12 +50,7 @@ impl Mapping {
         // SAFETY: the range lies in the mapping just made; the advice changes no content. It may be refused
         // (no transparent huge pages), which costs speed only.
         unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-        Ok(Mapping {
-            start,
-            len,
-            huge: false,
-            mapped,
-        })
+        Ok(Mapping { start, len, huge: false, mapped })
     }
 
     /// The first byte.
@@ -131,14 +121,9 @@ impl<T: sealed::Number> Array<T> {
     /// # Errors
     /// As [`Mapping::new`].
     pub(crate) fn new(len: usize) -> io::Result<Array<T>> {
-        let bytes = len
-            .checked_mul(size_of::<T>())
-            .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(Array {
-            mapping: Mapping::new(bytes)?,
-            len,
-            numbers: std::marker::PhantomData,
-        })
+        let bytes =
+            len.checked_mul(size_of::<T>()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        Ok(Array { mapping: Mapping::new(bytes)?, len, numbers: std::marker::PhantomData })
     }
 }
 

@@ -68,15 +68,8 @@ impl Pool {
         for index in 0..capacity as u32 {
             free.push(index).expect("the queue holds every chunk");
         }
-        let links = (0..capacity)
-            .map(|_| Link(UnsafeCell::new(Segment { len: 0, next: NONE })))
-            .collect();
-        let pool: &'static Pool = Box::leak(Box::new(Pool {
-            memory,
-            capacity,
-            free,
-            links,
-        }));
+        let links = (0..capacity).map(|_| Link(UnsafeCell::new(Segment { len: 0, next: NONE }))).collect();
+        let pool: &'static Pool = Box::leak(Box::new(Pool { memory, capacity, free, links }));
         POOLS.lock().expect("no holder of this lock panics").push(pool);
         Ok(pool)
     }
@@ -139,30 +132,14 @@ impl Buffer {
     pub fn bytes(&self) -> &[u8; CHUNK] {
         // SAFETY: the chunk lies in the pool's mapping, which lives as long as the process, is initialised
         // (the kernel zeroes it) and is owned by this buffer alone.
-        unsafe {
-            &*self
-                .pool
-                .memory
-                .start()
-                .as_ptr()
-                .add(self.index as usize * CHUNK)
-                .cast()
-        }
+        unsafe { &*self.pool.memory.start().as_ptr().add(self.index as usize * CHUNK).cast() }
     }
 
     /// All bytes of the chunk, to write.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8; CHUNK] {
         // SAFETY: as in `bytes`; the exclusive borrow of the owner makes this the only reference.
-        unsafe {
-            &mut *self
-                .pool
-                .memory
-                .start()
-                .as_ptr()
-                .add(self.index as usize * CHUNK)
-                .cast()
-        }
+        unsafe { &mut *self.pool.memory.start().as_ptr().add(self.index as usize * CHUNK).cast() }
     }
 
     fn segment(&self) -> Segment {
@@ -179,10 +156,7 @@ impl Buffer {
 impl Drop for Buffer {
     #[inline]
     fn drop(&mut self) {
-        self.pool
-            .free
-            .push(self.index)
-            .expect("a chunk is free or owned, never both");
+        self.pool.free.push(self.index).expect("a chunk is free or owned, never both");
     }
 }
 
@@ -215,10 +189,7 @@ impl Chain {
             let Segment { len, next } = last.segment();
             let take = bytes.len().min(CHUNK - usize::from(len));
             last.bytes_mut()[usize::from(len)..][..take].copy_from_slice(&bytes[..take]);
-            last.set_segment(Segment {
-                len: len + take as u16,
-                next,
-            });
+            last.set_segment(Segment { len: len + take as u16, next });
             bytes = &bytes[take..];
         }
         all - bytes.len()
@@ -257,10 +228,7 @@ impl Chain {
             } else {
                 let take = len.min(usize::from(filled));
                 len -= take;
-                view.set_segment(Segment {
-                    len: take as u16,
-                    next: if len == 0 { NONE } else { next },
-                });
+                view.set_segment(Segment { len: take as u16, next: if len == 0 { NONE } else { next } });
                 kept = Some((first, at));
             }
             at = next;
@@ -316,10 +284,7 @@ mod tests {
             let mark = buffer.index() as u8;
             buffer.bytes_mut().fill(mark);
         }
-        assert!(
-            all.iter()
-                .all(|buffer| buffer.bytes().iter().all(|&byte| byte == buffer.index() as u8))
-        );
+        assert!(all.iter().all(|buffer| buffer.bytes().iter().all(|&byte| byte == buffer.index() as u8)));
     }
 
     #[test]
@@ -333,10 +298,7 @@ mod tests {
             }
             assert_eq!(pool.capacity() - pool.available(), 5);
             chain.truncate(pool, cut);
-            assert_eq!(
-                chain.segments(pool).flatten().copied().collect::<Vec<_>>(),
-                &bytes[..cut]
-            );
+            assert_eq!(chain.segments(pool).flatten().copied().collect::<Vec<_>>(), &bytes[..cut]);
             assert_eq!(pool.capacity() - pool.available(), cut.div_ceil(CHUNK));
             chain.truncate(pool, 0);
         }

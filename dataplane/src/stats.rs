@@ -53,7 +53,7 @@ reasons! {
     RouteBlackhole "route_blackhole" "the route is a blackhole (RT-02)",
     RouteUnreachable "route_unreachable" "the route says unreachable (RT-02)",
     RouteProhibit "route_prohibit" "the route says prohibit (RT-02)",
-    NeighbourQueue "neighbour_queue" "too many packets wait for the neighbour already (NB-02)",
+    NeighbourQueue "neighbour_queue" "too many packets wait for neighbours, or too many neighbours are in use (NB-02)",
     NeighbourFailed "neighbour_failed" "the neighbour did not answer (NB-02)",
     NoEndpoints "no_endpoints" "the Service has no endpoint at all: rejected (NO-01)",
     NoLocalEndpoints "no_local_endpoints" "policy Local, and no endpoint on this node (NO-02, NO-03)",
@@ -137,11 +137,7 @@ impl Drops {
 
     /// The reasons that were met, with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> {
-        Reason::ALL
-            .iter()
-            .copied()
-            .zip(self.0.iter().copied())
-            .filter(|(_, count)| *count > 0)
+        Reason::ALL.iter().copied().zip(self.0.iter().copied()).filter(|(_, count)| *count > 0)
     }
 }
 

@@ -64,10 +64,7 @@ impl Capture {
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
         }
-        Ok(Capture {
-            socket,
-            buffer: vec![0; FRAME_MAX],
-        })
+        Ok(Capture { socket, buffer: vec![0; FRAME_MAX] })
     }
 
     /// The frames from the last call on, up to and with the first for which `last` holds; or all until
@@ -119,10 +116,7 @@ impl Capture {
                 Err(error) => return Err(error.into()),
             };
         if message.flags.contains(MsgFlags::MSG_TRUNC) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a frame longer than 64 KiB",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame longer than 64 KiB"));
         }
         let direction = match message.address.map(|address| address.pkttype()) {
             Some(libc::PACKET_OUTGOING) => Direction::Out,
@@ -134,11 +128,7 @@ impl Capture {
         });
         let length = message.bytes;
         let at = stamp.map_or_else(SystemTime::now, |since| SystemTime::UNIX_EPOCH + since);
-        Ok(Some(Captured {
-            direction,
-            at,
-            bytes: self.buffer[..length].to_vec(),
-        }))
+        Ok(Some(Captured { direction, at, bytes: self.buffer[..length].to_vec() }))
     }
 
     /// Waits for a frame; false when the deadline passes.
@@ -165,9 +155,6 @@ pub fn inject(netns: &Netns, interface: &str, frame: &[u8]) -> io::Result<()> {
     if sent == frame.len() {
         Ok(())
     } else {
-        Err(io::Error::new(
-            io::ErrorKind::WriteZero,
-            "the frame was sent in part",
-        ))
+        Err(io::Error::new(io::ErrorKind::WriteZero, "the frame was sent in part"))
     }
 }

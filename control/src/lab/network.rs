@@ -97,10 +97,7 @@ pub struct End {
 impl End {
     /// This device of this node.
     pub fn new(node: impl Into<String>, device: impl Into<String>) -> End {
-        End {
-            node: node.into(),
-            device: device.into(),
-        }
+        End { node: node.into(), device: device.into() }
     }
 }
 
@@ -152,8 +149,7 @@ impl Device {
     /// As Calico sets its host sides: the kernel, if it forwards, answers ARP for every address that it has
     /// a route to, at once.
     pub fn proxy_arp(mut self) -> Device {
-        self.settings
-            .extend([("conf/proxy_arp", "1"), ("neigh/proxy_delay", "0")]);
+        self.settings.extend([("conf/proxy_arp", "1"), ("neigh/proxy_delay", "0")]);
         self
     }
 }
@@ -213,10 +209,7 @@ impl Plan {
             for device in &node.devices {
                 let cables = (device.kind == Kind::FarEnd).then_some(0);
                 if ends.insert(End::new(&node.name, &device.name), cables).is_some() {
-                    return Err(Error::Invalid(format!(
-                        "two devices {} in node {}",
-                        device.name, node.name
-                    )));
+                    return Err(Error::Invalid(format!("two devices {} in node {}", device.name, node.name)));
                 }
             }
         }
@@ -235,14 +228,10 @@ impl Plan {
                 }
             }
         }
-        match ends
-            .iter()
-            .find(|(_, cables)| cables.is_some_and(|cables| cables != 1))
-        {
-            Some((end, _)) => Err(Error::Invalid(format!(
-                "{} of {} needs exactly one cable",
-                end.device, end.node
-            ))),
+        match ends.iter().find(|(_, cables)| cables.is_some_and(|cables| cables != 1)) {
+            Some((end, _)) => {
+                Err(Error::Invalid(format!("{} of {} needs exactly one cable", end.device, end.node)))
+            }
             None => Ok(()),
         }
     }
@@ -263,10 +252,7 @@ impl Network {
     /// removed.
     pub fn build(plan: &Plan, prefix: &str) -> Result<Network, Error> {
         plan.check()?;
-        let mut network = Network {
-            nodes: HashMap::new(),
-            stand_ins: Vec::new(),
-        };
+        let mut network = Network { nodes: HashMap::new(), stand_ins: Vec::new() };
         for node in &plan.nodes {
             let name = format!("{prefix}{}", node.name);
             let netns = Netns::add(&name)?;
@@ -297,9 +283,7 @@ impl Network {
     /// # Panics
     /// When the plan has no node of this name: a mistake of the program, not of its user.
     pub fn node(&self, name: &str) -> &Netns {
-        self.nodes
-            .get(name)
-            .unwrap_or_else(|| panic!("the plan has no node {name}"))
+        self.nodes.get(name).unwrap_or_else(|| panic!("the plan has no node {name}"))
     }
 
     /// Whether TUN devices had to stand for IPIP devices.
@@ -329,9 +313,7 @@ impl Network {
                 netns.set_sysctl(path, value)?;
             }
         }
-        node.settings
-            .iter()
-            .try_for_each(|(path, value)| netns.set_sysctl(path, value))
+        node.settings.iter().try_for_each(|(path, value)| netns.set_sysctl(path, value))
     }
 
     fn create_devices(&mut self, plan: &Plan, node: &Node) -> Result<(), Error> {
@@ -408,10 +390,7 @@ fn tunnel(netns: &Netns, device: &Device, local: &str) -> Result<Option<File>, E
     let name = &device.name;
     // The kernel's module makes a tunl0 in every namespace by itself, for all peers: then it is there.
     let present = netns.run(|| nix::net::if_::if_nametoindex(name.as_str()).is_ok())?;
-    let made = present
-        || netns
-            .ip(&format!("tunnel add {name} mode ipip local {local}"))
-            .is_ok();
+    let made = present || netns.ip(&format!("tunnel add {name} mode ipip local {local}")).is_ok();
     let stand_in = if made {
         None
     } else {

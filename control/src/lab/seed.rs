@@ -121,11 +121,8 @@ pub const BACKENDS: [Pod; 3] = [POD_49_8, POD_51_7, POD_51_8];
 
 /// The seed's cluster. `forwarding` says who forwards on slave1; slave2 is always the kernel's.
 pub fn plan(forwarding: Forwarding) -> Plan {
-    let mut plan = Plan {
-        nodes: vec![wire(), gateway(), outside(), slave1(forwarding), slave2()],
-    };
-    plan.nodes
-        .extend([POD_51_1, POD_51_2, POD_51_7, POD_51_8, POD_49_8].map(pod));
+    let mut plan = Plan { nodes: vec![wire(), gateway(), outside(), slave1(forwarding), slave2()] };
+    plan.nodes.extend([POD_51_1, POD_51_2, POD_51_7, POD_51_8, POD_49_8].map(pod));
     plan
 }
 
@@ -173,15 +170,10 @@ fn slave1(forwarding: Forwarding) -> Node {
         .index(3)
         .link_address(LinkAddr([0x02, 0x42, 0xff, 0x96, 0x6a, 0x06]))
         .address("172.17.0.1/16 brd +");
-    let tunl0 = Device::new(
-        "tunl0",
-        Kind::Ipip {
-            local: SLAVE1_ADDRESS.to_string(),
-        },
-    )
-    .index(8)
-    .mtu(1480)
-    .address("10.151.51.0/32");
+    let tunl0 = Device::new("tunl0", Kind::Ipip { local: SLAVE1_ADDRESS.to_string() })
+        .index(8)
+        .mtu(1480)
+        .address("10.151.51.0/32");
     let mut node = Node::new(SLAVE1)
         .forwarding(forwarding)
         // As kube-proxy sets it.

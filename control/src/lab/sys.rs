@@ -42,11 +42,7 @@ pub(super) fn packet_socket(interface: &str, purpose: Use) -> io::Result<OwnedFd
             size_of::<libc::sockaddr_ll>() as libc::socklen_t,
         )
     };
-    if bound < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(socket)
-    }
+    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
 /// Frames that a packet socket had no room for since the last call.
@@ -73,19 +69,9 @@ unsafe fn option<T>(socket: &impl AsRawFd, level: i32, name: i32) -> io::Result<
     let mut length = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` has `length` bytes to write to and lives across the call.
     let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length)
     };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(value)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
 /// A TUN device of this name in the calling thread's network namespace. It exists, with a carrier, until the
@@ -102,10 +88,7 @@ pub(super) fn tun_device(name: &str, index: Option<u32>) -> io::Result<File> {
     // SAFETY: a name and a union of integers; all zeroes is one of its values.
     let mut request: libc::ifreq = unsafe { zeroed() };
     if name.len() >= request.ifr_name.len() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "interface name too long",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name too long"));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
@@ -113,9 +96,5 @@ pub(super) fn tun_device(name: &str, index: Option<u32>) -> io::Result<File> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives across the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(file)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }
 }

@@ -77,11 +77,7 @@ fn endpoint_chain(pod: seed::Pod) -> &'static str {
 /// When neither does: what one of them said, or that none is installed.
 pub fn load(netns: &Netns, rules: &str) -> Result<(), Error> {
     let mut failure = None;
-    for program in [
-        "iptables-nft-restore",
-        "iptables-legacy-restore",
-        "iptables-restore",
-    ] {
+    for program in ["iptables-nft-restore", "iptables-legacy-restore", "iptables-restore"] {
         match restore(netns, program, rules) {
             Ok(()) => return Ok(()),
             // What a program says is worth more than that another is not installed.
@@ -98,20 +94,15 @@ pub fn load(netns: &Netns, rules: &str) -> Result<(), Error> {
 fn restore(netns: &Netns, program: &str, rules: &str) -> Result<(), Error> {
     let mut command = Command::new(find_program(program)?);
     // The legacy one takes a lock, which another network of this process may hold.
-    command
-        .args(["--wait", "5"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    command.args(["--wait", "5"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = netns.spawn(&mut command)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A broken pipe means that it has given up; its own message says why.
         let _ = stdin.write_all(rules.as_bytes());
     }
-    let output = child.wait_with_output().map_err(|source| Error::System {
-        action: format!("cannot wait for {program}"),
-        source,
-    })?;
+    let output = child
+        .wait_with_output()
+        .map_err(|source| Error::System { action: format!("cannot wait for {program}"), source })?;
     if output.status.success() {
         return Ok(());
     }
@@ -129,15 +120,9 @@ mod tests {
     fn rules_are_the_seed_s() {
         let text = rules(Choice::Random);
         assert!(!text.contains("random-fully"));
-        assert_eq!(
-            text.matches("--probability 0.33333333349 -j KUBE-SEP-OKTYPU7VJGWVVR5V")
-                .count(),
-            1
-        );
+        assert_eq!(text.matches("--probability 0.33333333349 -j KUBE-SEP-OKTYPU7VJGWVVR5V").count(), 1);
         assert_eq!(text.matches("--probability").count(), 2);
-        let docker = text
-            .find("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n")
-            .unwrap();
+        let docker = text.find("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n").unwrap();
         assert!(docker > text.find(POSTROUTING).unwrap());
         assert!(text.ends_with("COMMIT\n# Completed\n"));
     }
@@ -146,10 +131,7 @@ mod tests {
     fn a_choice_comes_before_the_random_rules() {
         let text = rules(Choice::Always(seed::POD_51_8));
         let first = text.lines().find(|line| line.starts_with(SERVICE_CHAIN)).unwrap();
-        assert!(
-            first.ends_with("--probability 1.00000000000 -j KUBE-SEP-Y6Q4QAGGLGL6PUEO"),
-            "{first}"
-        );
+        assert!(first.ends_with("--probability 1.00000000000 -j KUBE-SEP-Y6Q4QAGGLGL6PUEO"), "{first}");
         assert_eq!(text.matches(SERVICE_CHAIN).count(), 4);
     }
 }

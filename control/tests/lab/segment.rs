@@ -21,15 +21,10 @@ impl Segment {
             return None;
         };
         let ip = ip.header();
-        let flags: String = [
-            (tcp.syn(), 'S'),
-            (tcp.fin(), 'F'),
-            (tcp.rst(), 'R'),
-            (tcp.ack(), '.'),
-        ]
-        .into_iter()
-        .filter_map(|(set, letter)| set.then_some(letter))
-        .collect();
+        let flags: String = [(tcp.syn(), 'S'), (tcp.fin(), 'F'), (tcp.rst(), 'R'), (tcp.ack(), '.')]
+            .into_iter()
+            .filter_map(|(set, letter)| set.then_some(letter))
+            .collect();
         let way = match frame.direction {
             Direction::In => "in",
             Direction::Out => "out",
@@ -44,11 +39,7 @@ impl Segment {
             tcp.destination_port(),
             ip.ttl(),
         );
-        Some(Segment {
-            direction: frame.direction,
-            text,
-            flags,
-        })
+        Some(Segment { direction: frame.direction, text, flags })
     }
 
     /// Segments up to the one that acknowledges the last of `closings` FINs (two for each time that the
@@ -71,11 +62,7 @@ impl Segment {
         )?;
         assert_eq!(capture.missed()?, 0, "frames were lost");
         let segments: Vec<Segment> = frames.iter().filter_map(Segment::of).collect();
-        if fins == closings {
-            Ok(segments)
-        } else {
-            Err(format!("no end: {}", list(&segments)).into())
-        }
+        if fins == closings { Ok(segments) } else { Err(format!("no end: {}", list(&segments)).into()) }
     }
 }
 
@@ -96,11 +83,7 @@ fn list(segments: &[Segment]) -> String {
 
 /// The segments with these flags, as text.
 pub(crate) fn with_flags(segments: &[Segment], flags: &str) -> Vec<String> {
-    segments
-        .iter()
-        .filter(|segment| segment.flags == flags)
-        .map(Segment::to_string)
-        .collect()
+    segments.iter().filter(|segment| segment.flags == flags).map(Segment::to_string).collect()
 }
 
 /// All segments that go one way have the head of the first: links, addresses, ports, TTL.

@@ -4,7 +4,7 @@
 //! IPv4  IPv6
 //!  0     0    version (32) · mark (32)                             under the version
 //!  1-2   1-5  key; the low byte of its last word: flags             under the version
-//!  3-4   8-12 translation: addresses; ports, two checksum deltas    under the version
+//!  3-4   8-12 rewrite: addresses; ports, two checksum deltas    under the version
 //!  5     13   next hop (32) · its generation (32)                   replaced in place by one store
 //!  6     6    fresh until (32) · protocol's scratch (32)            written at coarse steps, by its users
 //!  7     7    original entry: tag (32) · status (32)                the connection's one state word
@@ -24,13 +24,16 @@ use std::marker::PhantomData;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use super::key::{FlowKey, Translation};
+use super::key::FlowKey;
 use crate::memory::{Array, prefetch};
+use crate::nat::Rewrite;
+use crate::nat::rewrite::Changes;
+use crate::packet::checksum::Delta;
 use crate::packet::family::{Address, Family};
 
 /// Words that a line view shows: an entry, and for IPv4 the one behind it.
 const VIEW: usize = 16;
-/// Flag in the key's last word: the translation changes something.
+/// Flag in the key's last word: the rewrite changes something.
 const TRANSLATED: u64 = 1;
 /// What of the key's last word is flags.
 const FLAGS: u64 = 0xff;
@@ -56,10 +59,7 @@ impl NextHopRef {
     }
 
     fn from_word(word: u64) -> NextHopRef {
-        NextHopRef {
-            index: (word >> 32) as u32,
-            generation: word as u32,
-        }
+        NextHopRef { index: (word >> 32) as u32, generation: word as u32 }
     }
 }
 
@@ -67,7 +67,7 @@ impl NextHopRef {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Content<A: Family> {
     pub(super) key: FlowKey<A>,
-    pub(super) translation: Translation<A>,
+    pub(super) rewrite: Rewrite<A>,
     pub(super) next_hop: NextHopRef,
     pub(super) mark: u32,
 }
@@ -77,8 +77,7 @@ pub(super) struct Content<A: Family> {
 pub(super) struct Copied<A: Family> {
     pub(super) version: u32,
     pub(super) mark: u32,
-    pub(super) translated: bool,
-    pub(super) translation: Translation<A>,
+    pub(super) rewrite: Rewrite<A>,
     pub(super) next_hop: NextHopRef,
     pub(super) fresh_until: u32,
 }
@@ -106,10 +105,7 @@ impl<A: Family> Entries<A> {
             .checked_mul(Self::WORDS)
             .and_then(|words| words.checked_add(VIEW))
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(Entries {
-            words: Array::new(words)?,
-            family: PhantomData,
-        })
+        Ok(Entries { words: Array::new(words)?, family: PhantomData })
     }
 
     /// The words of an entry. For IPv4 only the first eight are its own.
@@ -140,11 +136,7 @@ impl<A: Family> Entries<A> {
     #[inline]
     pub(super) fn read(&self, index: u32, key: &[u64; 5]) -> Option<Copied<A>> {
         self.copy(index, |word, value| {
-            if word + 1 == Self::KEY_WORDS {
-                value & !FLAGS == key[word]
-            } else {
-                value == key[word]
-            }
+            if word + 1 == Self::KEY_WORDS { value & !FLAGS == key[word] } else { value == key[word] }
         })
         .map(|(_, copied)| copied)
     }
@@ -190,8 +182,7 @@ impl<A: Family> Entries<A> {
             let copied = Copied {
                 version: (before >> 32) as u32,
                 mark: before as u32,
-                translated: key[Self::KEY_WORDS - 1] & TRANSLATED != 0,
-                translation: unpack(addresses, ports),
+                rewrite: unpack(addresses, ports, key[Self::KEY_WORDS - 1] & TRANSLATED),
                 next_hop: NextHopRef::from_word(next_hop),
                 fresh_until: last_use as u32,
             };
@@ -207,13 +198,13 @@ impl<A: Family> Entries<A> {
         // The version is even already (`give_up` raised it); the words must not be seen before that.
         std::sync::atomic::fence(Release);
         let mut key = content.key.words();
-        if content.key != to_key(&content.key, &content.translation) {
+        if !content.rewrite.is_identity() {
             key[Self::KEY_WORDS - 1] |= TRANSLATED;
         }
         for (word, value) in key.iter().enumerate().take(Self::KEY_WORDS) {
             view[KEY + word].store(*value, Relaxed);
         }
-        let (addresses, ports) = pack(&content.translation);
+        let (addresses, ports) = pack(&content.rewrite);
         for (word, value) in addresses.iter().enumerate().take(Self::PORTS - Self::ADDRESSES) {
             view[Self::ADDRESSES + word].store(*value, Relaxed);
         }
@@ -251,51 +242,33 @@ impl<A: Family> Entries<A> {
     }
 }
 
-/// What packets of `key` are called after `translation`.
-fn to_key<A: Family>(key: &FlowKey<A>, translation: &Translation<A>) -> FlowKey<A> {
-    FlowKey {
-        source: translation.source,
-        destination: translation.destination,
-        source_port: translation.source_port,
-        destination_port: translation.destination_port,
-        protocol: key.protocol,
-    }
-}
-
-fn pack<A: Family>(translation: &Translation<A>) -> ([u64; 4], u64) {
-    let (source, destination) = (translation.source.bits(), translation.destination.bits());
-    let ports = u64::from(translation.source_port) << 48
-        | u64::from(translation.destination_port) << 32
-        | u64::from(translation.ip_delta) << 16
-        | u64::from(translation.transport_delta);
+fn pack<A: Family>(rewrite: &Rewrite<A>) -> ([u64; 4], u64) {
+    let (source, destination) = (rewrite.source.bits(), rewrite.destination.bits());
+    let ports = u64::from(rewrite.source_port) << 48
+        | u64::from(rewrite.destination_port) << 32
+        | u64::from(rewrite.ip_delta.bits()) << 16
+        | u64::from(rewrite.transport_delta.bits());
     let addresses = if A::BITS == 32 {
         [(source << 32 | destination) as u64, 0, 0, 0]
     } else {
-        [
-            (source >> 64) as u64,
-            source as u64,
-            (destination >> 64) as u64,
-            destination as u64,
-        ]
+        [(source >> 64) as u64, source as u64, (destination >> 64) as u64, destination as u64]
     };
     (addresses, ports)
 }
 
 #[inline(always)]
-fn unpack<A: Family>(addresses: [u64; 4], ports: u64) -> Translation<A> {
+fn unpack<A: Family>(addresses: [u64; 4], ports: u64, translated: u64) -> Rewrite<A> {
     let [a, b, c, d] = addresses.map(u128::from);
-    let (source, destination) = if A::BITS == 32 {
-        (a >> 32, a & 0xffff_ffff)
-    } else {
-        (a << 64 | b, c << 64 | d)
-    };
-    Translation {
+    let (source, destination) =
+        if A::BITS == 32 { (a >> 32, a & 0xffff_ffff) } else { (a << 64 | b, c << 64 | d) };
+    Rewrite {
         source: A::Addr::from_bits(source),
         destination: A::Addr::from_bits(destination),
         source_port: (ports >> 48) as u16,
         destination_port: (ports >> 32) as u16,
-        ip_delta: (ports >> 16) as u16,
-        transport_delta: ports as u16,
+        ip_delta: Delta::from_bits((ports >> 16) as u16),
+        transport_delta: Delta::from_bits(ports as u16),
+        changes: if translated == 0 { Changes::Nothing } else { Changes::Something },
     }
 }
 

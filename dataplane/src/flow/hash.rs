@@ -134,10 +134,7 @@ mod tests {
                 let mut other = input.clone();
                 other[bit / 64] ^= 1 << (bit % 64);
                 let changed = before ^ hasher.hash(&other).0;
-                assert!(
-                    (8..=56).contains(&changed.count_ones()),
-                    "bit {bit} changes {changed:064b}"
-                );
+                assert!((8..=56).contains(&changed.count_ones()), "bit {bit} changes {changed:064b}");
                 for (index, count) in flips.iter_mut().enumerate() {
                     *count += (changed >> index & 1) as u32;
                 }
@@ -146,10 +143,7 @@ mod tests {
         }
         for count in flips {
             let share = f64::from(count) / f64::from(trials);
-            assert!(
-                (0.46..0.54).contains(&share),
-                "an output bit changes in {share} of the cases"
-            );
+            assert!((0.46..0.54).contains(&share), "an output bit changes in {share} of the cases");
         }
     }
 

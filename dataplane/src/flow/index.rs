@@ -51,10 +51,7 @@ impl Index {
     pub(super) fn new(references: usize) -> io::Result<Index> {
         let buckets = (references.div_ceil(PLACES * 3 / 4)).next_power_of_two();
         let mask = u32::try_from(buckets - 1).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(Index {
-            words: Array::new(buckets * WORDS)?,
-            mask,
-        })
+        Ok(Index { words: Array::new(buckets * WORDS)?, mask })
     }
 
     /// Bytes of all buckets.
@@ -161,9 +158,7 @@ impl Index {
 
     #[inline]
     fn bucket(&self, bucket: u32) -> &Bucket {
-        self.words[bucket as usize * WORDS..]
-            .first_chunk()
-            .expect("the mask keeps it inside")
+        self.words[bucket as usize * WORDS..].first_chunk().expect("the mask keeps it inside")
     }
 }
 
@@ -242,17 +237,12 @@ mod tests {
     }
 
     fn contains(index: &Index, hash: Hash, reference: u32) -> bool {
-        index
-            .find(hash, |found| (found == reference).then_some(()))
-            .is_some()
+        index.find(hash, |found| (found == reference).then_some(())).is_some()
     }
 
     #[test]
     fn equal_lanes_is_exact_next_to_a_match() {
-        assert_eq!(
-            equal_lanes(0x0007_0006_0007_0008, 7 * LANES),
-            0x8000_0000_8000_0000
-        );
+        assert_eq!(equal_lanes(0x0007_0006_0007_0008, 7 * LANES), 0x8000_0000_8000_0000);
         assert_eq!(equal_lanes(0x8007_0000_ffff_0006, 7 * LANES), 0);
     }
 

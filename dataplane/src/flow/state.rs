@@ -49,17 +49,9 @@ impl State {
     const TABLE: [(State, Timeout, &'static str); 17] = [
         (State::Tcp(TcpState::SynSent), Timeout::TcpSynSent, "SYN_SENT"),
         (State::Tcp(TcpState::SynRecv), Timeout::TcpSynRecv, "SYN_RECV"),
-        (
-            State::Tcp(TcpState::Established),
-            Timeout::TcpEstablished,
-            "ESTABLISHED",
-        ),
+        (State::Tcp(TcpState::Established), Timeout::TcpEstablished, "ESTABLISHED"),
         (State::Tcp(TcpState::FinWait), Timeout::TcpFinWait, "FIN_WAIT"),
-        (
-            State::Tcp(TcpState::CloseWait),
-            Timeout::TcpCloseWait,
-            "CLOSE_WAIT",
-        ),
+        (State::Tcp(TcpState::CloseWait), Timeout::TcpCloseWait, "CLOSE_WAIT"),
         (State::Tcp(TcpState::LastAck), Timeout::TcpLastAck, "LAST_ACK"),
         (State::Tcp(TcpState::TimeWait), Timeout::TcpTimeWait, "TIME_WAIT"),
         (State::Tcp(TcpState::Close), Timeout::TcpClose, "CLOSE"),
@@ -68,21 +60,9 @@ impl State {
         (State::UdpStream, Timeout::UdpStream, "UDP_STREAM"),
         (State::Icmp, Timeout::Icmp, "ICMP"),
         (State::Icmpv6, Timeout::Icmpv6, "ICMPV6"),
-        (
-            State::Sctp(SctpState::CookieWait),
-            Timeout::SctpCookieWait,
-            "COOKIE_WAIT",
-        ),
-        (
-            State::Sctp(SctpState::CookieEchoed),
-            Timeout::SctpCookieEchoed,
-            "COOKIE_ECHOED",
-        ),
-        (
-            State::Sctp(SctpState::Established),
-            Timeout::SctpEstablished,
-            "ESTABLISHED",
-        ),
+        (State::Sctp(SctpState::CookieWait), Timeout::SctpCookieWait, "COOKIE_WAIT"),
+        (State::Sctp(SctpState::CookieEchoed), Timeout::SctpCookieEchoed, "COOKIE_ECHOED"),
+        (State::Sctp(SctpState::Established), Timeout::SctpEstablished, "ESTABLISHED"),
         (State::Generic, Timeout::Generic, "GENERIC"),
     ];
 
@@ -112,9 +92,7 @@ impl State {
 
     #[inline]
     fn from_code(code: u8) -> State {
-        State::TABLE
-            .get(usize::from(code))
-            .map_or(State::Generic, |row| row.0)
+        State::TABLE.get(usize::from(code)).map_or(State::Generic, |row| row.0)
     }
 }
 
@@ -132,11 +110,7 @@ impl Event {
     /// looked at for other protocols.
     #[inline]
     pub fn new(protocol: Protocol, tcp_flags: u8) -> Event {
-        if protocol == Protocol::TCP {
-            Event::Tcp(Segment::of(tcp_flags))
-        } else {
-            Event::Other
-        }
+        if protocol == Protocol::TCP { Event::Tcp(Segment::of(tcp_flags)) } else { Event::Other }
     }
 
     /// Whether such a packet changes nothing in a connection that is in use in both directions.

@@ -30,7 +30,7 @@ use std::time::Duration;
 use super::entry::{Content, Entries, NextHopRef, STATE, USE};
 use super::hash::{Hash, Hasher};
 use super::index::Index;
-use super::key::{Direction, FlowKey, Translation};
+use super::key::{Direction, FlowKey};
 use super::state::{Effect, Event, STREAM_AFTER, State, Status, step};
 use super::timeout::Timeouts;
 use super::types::{
@@ -229,11 +229,7 @@ impl<A: Family> FlowTable<A> {
             };
             let changed = next != status;
             let next_word = u64::from(entry.version) << 32 | u64::from(next.0);
-            if changed
-                && original[STATE]
-                    .compare_exchange(word, next_word, AcqRel, Acquire)
-                    .is_err()
-            {
+            if changed && original[STATE].compare_exchange(word, next_word, AcqRel, Acquire).is_err() {
                 continue;
             }
             let Some(timeout) = timeout else {
@@ -364,8 +360,7 @@ impl<A: Family> FlowTable<A> {
 
     /// The connection of an entry.
     pub fn get(&self, entry: EntryRef, now: Tick) -> Option<FlowInfo<A>> {
-        self.info(entry.connection(), now)
-            .filter(|info| info.entry.version == entry.version)
+        self.info(entry.connection(), now).filter(|info| info.entry.version == entry.version)
     }
 
     /// The live connections in the `limit` slots from `cursor` on, and the cursor for the next call; start at
@@ -374,9 +369,7 @@ impl<A: Family> FlowTable<A> {
     pub fn list(&self, cursor: usize, limit: usize, now: Tick) -> (Vec<FlowInfo<A>>, Option<usize>) {
         let used = self.used.load(Acquire) as usize;
         let end = cursor.saturating_add(limit.max(1)).min(used);
-        let flows = (cursor..end)
-            .filter_map(|slot| self.info(slot as u32, now))
-            .collect();
+        let flows = (cursor..end).filter_map(|slot| self.info(slot as u32, now)).collect();
         (flows, (end < used).then_some(end))
     }
 
@@ -387,11 +380,7 @@ impl<A: Family> FlowTable<A> {
 
     #[inline]
     fn find_words(&self, hash: Hash, words: &[u64; 5]) -> Option<Hit<A>> {
-        self.index.find(hash, |entry| {
-            self.entries
-                .read(entry, words)
-                .map(|copied| Hit::new(entry, copied))
-        })
+        self.index.find(hash, |entry| self.entries.read(entry, words).map(|copied| Hit::new(entry, copied)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {
@@ -470,13 +459,13 @@ impl<A: Family> FlowTable<A> {
         let status = Status::new(new.state);
         let original = Content {
             key: new.original,
-            translation: Translation::between(&new.original, &new.reply.reply()),
+            rewrite: new.original.rewrite_to(&new.reply.reply()),
             next_hop: new.original_next_hop,
             mark: new.mark,
         };
         let reply = Content {
             key: new.reply,
-            translation: Translation::between(&new.reply, &new.original.reply()),
+            rewrite: new.reply.rewrite_to(&new.original.reply()),
             next_hop: new.reply_next_hop,
             mark: new.mark,
         };
@@ -540,9 +529,7 @@ impl<A: Family> FlowTable<A> {
         self.entries.give_up(connection * 2);
         self.entries.give_up(connection * 2 + 1);
         self.deadlines[connection as usize].store(0, Release);
-        self.entries
-            .link(connection * 2)
-            .store(u64::from(writer.free), Relaxed);
+        self.entries.link(connection * 2).store(u64::from(writer.free), Relaxed);
         writer.free = connection + 1;
     }
 
@@ -561,10 +548,7 @@ impl<A: Family> FlowTable<A> {
             }
             let status = Status(word as u32);
             return Some(FlowInfo {
-                entry: EntryRef {
-                    index,
-                    version: there.version,
-                },
+                entry: EntryRef { index, version: there.version },
                 original,
                 reply,
                 state: status.state(),
@@ -581,12 +565,6 @@ impl<A: Family> FlowTable<A> {
 
 impl<A: Family> fmt::Debug for FlowTable<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "FlowTable({}, {} of {} connections)",
-            A::NAME,
-            self.len(),
-            self.capacity()
-        )
+        write!(f, "FlowTable({}, {} of {} connections)", A::NAME, self.len(), self.capacity())
     }
 }

@@ -70,11 +70,7 @@ impl Segment {
         if flags & RST != 0 {
             Segment::Rst
         } else if flags & SYN != 0 {
-            if flags & ACK != 0 {
-                Segment::SynAck
-            } else {
-                Segment::Syn
-            }
+            if flags & ACK != 0 { Segment::SynAck } else { Segment::Syn }
         } else if flags & FIN != 0 {
             Segment::Fin
         } else if flags & ACK != 0 {

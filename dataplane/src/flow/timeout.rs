@@ -65,10 +65,7 @@ timeouts! {
 impl Timeout {
     /// The timeout of that sysctl, if there is one.
     pub fn by_name(name: &str) -> Option<Timeout> {
-        Timeout::ALL
-            .iter()
-            .copied()
-            .find(|timeout| timeout.name() == name)
+        Timeout::ALL.iter().copied().find(|timeout| timeout.name() == name)
     }
 }
 
@@ -94,12 +91,7 @@ pub struct TimeoutError {
 impl fmt::Display for TimeoutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let TimeoutError { timeout, value } = self;
-        write!(
-            f,
-            "{}: {value:?} is not a timeout (1ms to {} s)",
-            timeout.name(),
-            LONGEST.as_secs()
-        )
+        write!(f, "{}: {value:?} is not a timeout (1ms to {} s)", timeout.name(), LONGEST.as_secs())
     }
 }
 
@@ -173,14 +165,8 @@ mod tests {
         timeouts.set(timeout, Duration::from_secs(86_400)).unwrap();
         assert_eq!(timeouts.get(timeout), Duration::from_secs(86_400));
         assert!(timeouts.set(timeout, LONGEST).is_ok());
-        let error = timeouts
-            .set(timeout, LONGEST + Duration::from_millis(1))
-            .unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("nf_conntrack_tcp_timeout_established: ")
-        );
+        let error = timeouts.set(timeout, LONGEST + Duration::from_millis(1)).unwrap_err();
+        assert!(error.to_string().starts_with("nf_conntrack_tcp_timeout_established: "));
         assert!(timeouts.set(timeout, Duration::ZERO).is_err());
         assert_eq!(timeouts.get(timeout), LONGEST);
     }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::entry::{Copied, NextHopRef};
 use super::hash::Hash;
-use super::key::{Direction, FlowKey, Translation};
+use super::key::{Direction, FlowKey};
 use super::state::{Event, State};
 #[cfg(doc)]
 use super::table::FlowTable;
+use crate::nat::Rewrite;
 use crate::packet::family::Family;
 use crate::time::Instant;
 
@@ -48,19 +49,12 @@ pub struct EntryRef {
 impl EntryRef {
     /// The direction that the entry describes.
     pub fn direction(self) -> Direction {
-        if self.index & 1 == 0 {
-            Direction::Original
-        } else {
-            Direction::Reply
-        }
+        if self.index & 1 == 0 { Direction::Original } else { Direction::Reply }
     }
 
     /// The entry of the other direction.
     pub fn peer(self) -> EntryRef {
-        EntryRef {
-            index: self.index ^ 1,
-            version: self.version,
-        }
+        EntryRef { index: self.index ^ 1, version: self.version }
     }
 
     /// A number for people: the same for both directions while the connection lives.
@@ -90,26 +84,21 @@ pub struct Hit<A: Family> {
     /// The entry.
     pub entry: EntryRef,
     /// What its packets say when they leave.
-    pub translation: Translation<A>,
+    pub rewrite: Rewrite<A>,
     /// Where they go.
     pub next_hop: NextHopRef,
     /// The connection's mark.
     pub mark: u32,
-    translated: bool,
     fresh_until: u32,
 }
 
 impl<A: Family> Hit<A> {
     pub(super) fn new(index: u32, copied: Copied<A>) -> Hit<A> {
         Hit {
-            entry: EntryRef {
-                index,
-                version: copied.version,
-            },
-            translation: copied.translation,
+            entry: EntryRef { index, version: copied.version },
+            rewrite: copied.rewrite,
             next_hop: copied.next_hop,
             mark: copied.mark,
-            translated: copied.translated,
             fresh_until: copied.fresh_until,
         }
     }
@@ -118,12 +107,6 @@ impl<A: Family> Hit<A> {
     #[inline]
     pub fn direction(&self) -> Direction {
         self.entry.direction()
-    }
-
-    /// Whether the translation changes anything.
-    #[inline]
-    pub fn is_translated(&self) -> bool {
-        self.translated
     }
 
     /// Whether a packet with this event may be forwarded from the copy alone. It is ESTABLISHED then. If

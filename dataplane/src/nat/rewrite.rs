@@ -50,10 +50,9 @@ impl<A: Family> Rewrite<A> {
         let addresses = Delta::of_address::<A>(from.0, to.0) + Delta::of_address::<A>(from.1, to.1);
         let source_port = Delta::of_word(from.2, to.2);
         let (transport_delta, ports_change) = match protocol {
-            Protocol::TCP | Protocol::UDP => (
-                addresses + source_port + Delta::of_word(from.3, to.3),
-                (from.2, from.3) != (to.2, to.3),
-            ),
+            Protocol::TCP | Protocol::UDP => {
+                (addresses + source_port + Delta::of_word(from.3, to.3), (from.2, from.3) != (to.2, to.3))
+            }
             // The CRC covers no addresses, and is no sum.
             Protocol::SCTP => (Delta::NONE, (from.2, from.3) != (to.2, to.3)),
             Protocol::ICMP => (source_port, from.2 != to.2),
@@ -107,9 +106,7 @@ impl<A: Family> Rewrite<A> {
         let l4 = usize::from(headers.l4);
         ip::write_addresses::<A>(&mut frame[l3..], self.source, self.destination);
         if A::VERSION == 4 {
-            update(frame, l3 + ip::field::V4_CHECKSUM, |field| {
-                self.ip_delta.apply(field)
-            });
+            update(frame, l3 + ip::field::V4_CHECKSUM, |field| self.ip_delta.apply(field));
         }
         if headers.fragment == FragmentKind::Later {
             return;
@@ -219,9 +216,7 @@ pub fn decrement_ttl<A: Family>(packet: &mut Packet, headers: &Headers<A>) {
 /// Changes the 16-bit field at `at`.
 #[inline]
 fn update(frame: &mut [u8], at: usize, change: impl FnOnce(u16) -> u16) {
-    let field: &mut [u8; 2] = frame[at..]
-        .first_chunk_mut()
-        .expect("a parsed packet holds its checksums");
+    let field: &mut [u8; 2] = frame[at..].first_chunk_mut().expect("a parsed packet holds its checksums");
     *field = change(u16::from_be_bytes(*field)).to_be_bytes();
 }
 

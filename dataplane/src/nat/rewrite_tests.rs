@@ -7,12 +7,7 @@ use proptest::prelude::*;
 
 fn tuple<A: Family>(ends: Ends) -> Tuple<A> {
     let address = |ip| A::Addr::from_ip(ip).expect("an address of the family");
-    (
-        address(ends.source),
-        address(ends.destination),
-        ends.source_port,
-        ends.destination_port,
-    )
+    (address(ends.source), address(ends.destination), ends.source_port, ends.destination_port)
 }
 
 /// Rewrites the frame `from` to `to` and returns the rewrite and its result.
@@ -42,24 +37,14 @@ fn left_partial<A: Parse>(frame: &[u8]) -> Packet {
     };
     let at = usize::from(headers.l4) + offset;
     packet.head_mut()[at..][..sum.len()].copy_from_slice(&sum);
-    packet.offload.checksum = ChecksumState::Partial {
-        start: headers.l4,
-        offset: offset as u16,
-    };
+    packet.offload.checksum = ChecksumState::Partial { start: headers.l4, offset: offset as u16 };
     packet
 }
 
 /// The laws of a rewrite, for one packet.
 fn check<A: Parse>(from: Ends, to: Ends, protocol: Protocol, payload: &[u8]) {
     // Of ICMP only the identifier changes.
-    let to = if protocol == A::ICMP {
-        Ends {
-            destination_port: from.destination_port,
-            ..to
-        }
-    } else {
-        to
-    };
+    let to = if protocol == A::ICMP { Ends { destination_port: from.destination_port, ..to } } else { to };
     let before = frame(from, protocol, payload);
     let afresh = frame(to, protocol, payload);
     let after = rewritten::<A>(&before, from, to);
@@ -98,11 +83,7 @@ fn any_ends(six: bool) -> impl Strategy<Value = Ends> {
     (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u16>(), any::<u16>()).prop_map(
         move |(from, to, sport, dport)| {
             let address = |bytes: [u8; 16]| -> std::net::IpAddr {
-                if six {
-                    bytes.into()
-                } else {
-                    [bytes[0], bytes[1], bytes[2], bytes[3]].into()
-                }
+                if six { bytes.into() } else { [bytes[0], bytes[1], bytes[2], bytes[3]].into() }
             };
             Ends {
                 source: address(from),
@@ -269,10 +250,7 @@ fn nat_02_the_checksum_of_an_icmpv6_error_follows_its_addresses() {
 #[test]
 fn nat_02_a_tunnelled_partial_checksum_does_not_make_the_outer_one_partial() {
     let mut outer = packet(&frame(client(), Protocol::UDP, &[1; 60]));
-    outer.offload.checksum = ChecksumState::Partial {
-        start: 84,
-        offset: 16,
-    };
+    outer.offload.checksum = ChecksumState::Partial { start: 84, offset: 16 };
     let headers = V4::headers(&mut outer);
     Rewrite::<V4>::between(tuple::<V4>(client()), tuple::<V4>(backend()), Protocol::UDP)
         .apply(&mut outer, &headers);
@@ -305,10 +283,8 @@ fn the_identity_leaves_even_a_wrong_checksum_alone() {
 fn link_addresses_are_written_and_the_type_stays() {
     let bytes = frame(client(), Protocol::TCP, b"x");
     let mut packet = packet(&bytes);
-    let (source, destination) = (
-        crate::packet::LinkAddr([1, 2, 3, 4, 5, 6]),
-        crate::packet::LinkAddr([7, 8, 9, 10, 11, 12]),
-    );
+    let (source, destination) =
+        (crate::packet::LinkAddr([1, 2, 3, 4, 5, 6]), crate::packet::LinkAddr([7, 8, 9, 10, 11, 12]));
     crate::packet::set_link(&mut packet, source, destination);
     assert_eq!(packet.head()[..12], [7, 8, 9, 10, 11, 12, 1, 2, 3, 4, 5, 6]);
     assert_eq!(packet.head()[12..], bytes[12..]);

@@ -62,13 +62,7 @@ impl Arp {
 
     /// The question who has `target`.
     pub fn request(sender_link: LinkAddr, sender: Ipv4Addr, target: Ipv4Addr) -> Arp {
-        Arp {
-            operation: Operation::Request,
-            sender_link,
-            sender,
-            target_link: LinkAddr::default(),
-            target,
-        }
+        Arp { operation: Operation::Request, sender_link, sender, target_link: LinkAddr::default(), target }
     }
 
     /// The answer to this message: its target address is at `link`.
@@ -151,9 +145,7 @@ mod tests {
     #[test]
     fn nb_01_what_is_not_arp_of_ipv4_is_not_read() {
         let pool = Pool::new(1).unwrap();
-        let packet = question()
-            .to_packet(pool, PortId(1), LinkAddr::BROADCAST)
-            .unwrap();
+        let packet = question().to_packet(pool, PortId(1), LinkAddr::BROADCAST).unwrap();
         let frame = packet.to_vec();
         assert_eq!(Arp::new_checked(&frame[..41]), None);
         for (at, value) in [(14, 1), (15, 6), (16, 9), (18, 8), (19, 16), (21, 3)] {

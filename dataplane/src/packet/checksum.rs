@@ -26,10 +26,7 @@ impl Sum {
         let (words, rest) = bytes.as_chunks::<4>();
         let mut last = [0; 4];
         last[..rest.len()].copy_from_slice(rest);
-        let sum = words
-            .iter()
-            .map(|word| u64::from(u32::from_ne_bytes(*word)))
-            .sum::<u64>()
+        let sum = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum::<u64>()
             + u64::from(u32::from_ne_bytes(last));
         Sum(u16::from_be(fold(sum)))
     }
@@ -100,6 +97,18 @@ impl Delta {
     /// Nothing changes.
     pub const NONE: Delta = Delta(0);
 
+    /// The delta as a number, to be stored.
+    #[inline]
+    pub fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// The delta whose [`bits`](Delta::bits) these are.
+    #[inline]
+    pub fn from_bits(bits: u16) -> Delta {
+        Delta::normal(bits)
+    }
+
     /// A 16-bit word changes (a port, an identifier).
     #[inline]
     pub fn of_word(old: u16, new: u16) -> Delta {
@@ -122,11 +131,7 @@ impl Delta {
     /// written as 0xffff (RFC 768). IPv6 tunnels use 0 in the same sense (RFC 6935).
     #[inline]
     pub fn apply_udp(self, field: u16) -> u16 {
-        if field == 0 {
-            0
-        } else {
-            not_zero(self.apply(field))
-        }
+        if field == 0 { 0 } else { not_zero(self.apply(field)) }
     }
 
     /// The field of a partial checksum after the change: a sum that is not complemented.

@@ -59,10 +59,8 @@ pub fn destination(frame: &[u8]) -> LinkAddr {
 /// If the frame is shorter than its link header, which [`parse`](super::parse) rules out.
 #[inline]
 pub fn set_link(packet: &mut Packet, source: LinkAddr, destination: LinkAddr) {
-    let addresses: &mut [u8; 12] = packet
-        .head_mut()
-        .first_chunk_mut()
-        .expect("a parsed frame has a link header");
+    let addresses: &mut [u8; 12] =
+        packet.head_mut().first_chunk_mut().expect("a parsed frame has a link header");
     addresses[..6].copy_from_slice(&destination.0);
     addresses[6..].copy_from_slice(&source.0);
 }

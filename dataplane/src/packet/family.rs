@@ -123,33 +123,20 @@ pub struct Prefix<A: Family> {
 
 impl<A: Family> Prefix<A> {
     /// Every address of the family.
-    pub const ALL: Self = Prefix {
-        address: A::Addr::UNSPECIFIED,
-        length: 0,
-    };
+    pub const ALL: Self = Prefix { address: A::Addr::UNSPECIFIED, length: 0 };
 
     /// The prefix of `length` bits that holds `address`; its host bits are cleared.
     ///
     /// # Panics
     /// If `length` is longer than an address of the family.
     pub fn new(address: A::Addr, length: u8) -> Self {
-        assert!(
-            length <= A::BITS,
-            "prefix length {length} of an {} address",
-            A::NAME
-        );
-        Prefix {
-            address: A::Addr::from_bits(address.bits() & Self::mask(length)),
-            length,
-        }
+        assert!(length <= A::BITS, "prefix length {length} of an {} address", A::NAME);
+        Prefix { address: A::Addr::from_bits(address.bits() & Self::mask(length)), length }
     }
 
     /// The prefix that holds `address` alone.
     pub fn host(address: A::Addr) -> Self {
-        Prefix {
-            address,
-            length: A::BITS,
-        }
+        Prefix { address, length: A::BITS }
     }
 
     /// The first address.
@@ -174,11 +161,7 @@ impl<A: Family> Prefix<A> {
     }
 
     fn mask(length: u8) -> u128 {
-        let all = if A::BITS == 128 {
-            u128::MAX
-        } else {
-            (1 << A::BITS) - 1
-        };
+        let all = if A::BITS == 128 { u128::MAX } else { (1 << A::BITS) - 1 };
         if length == 0 {
             0
         } else {
@@ -204,21 +187,14 @@ impl<A: Family> FromStr for Prefix<A> {
     /// Reads `address/length`, or an address alone (a host prefix). Host bits are cleared.
     fn from_str(text: &str) -> Result<Self, String> {
         let (address, length) = match text.split_once('/') {
-            Some((address, length)) => (
-                address,
-                length.parse().map_err(|_| format!("{text} is not a prefix"))?,
-            ),
+            Some((address, length)) => {
+                (address, length.parse().map_err(|_| format!("{text} is not a prefix"))?)
+            }
             None => (text, A::BITS),
         };
-        let address = address
-            .parse()
-            .map_err(|_| format!("{text} is not an {} prefix", A::NAME))?;
+        let address = address.parse().map_err(|_| format!("{text} is not an {} prefix", A::NAME))?;
         if length > A::BITS {
-            return Err(format!(
-                "{text}: an {} prefix has at most {} bits",
-                A::NAME,
-                A::BITS
-            ));
+            return Err(format!("{text}: an {} prefix has at most {} bits", A::NAME, A::BITS));
         }
         Ok(Prefix::new(address, length))
     }
@@ -329,10 +305,7 @@ mod tests {
         assert!(!subnet.contains("172.32.0.0".parse().unwrap()));
         assert!(Prefix::<V4>::ALL.contains("255.255.255.255".parse().unwrap()));
         assert!(Prefix::<V6>::ALL.contains("ffff::".parse().unwrap()));
-        assert_eq!(
-            Prefix::<V6>::host("::1".parse().unwrap()).last().to_string(),
-            "::1"
-        );
+        assert_eq!(Prefix::<V6>::host("::1".parse().unwrap()).last().to_string(), "::1");
     }
 
     #[test]
@@ -342,9 +315,6 @@ mod tests {
         assert!("10.0.0.0/-1".parse::<Prefix<V4>>().is_err());
         assert!("ee:ee:ee:ee:ee".parse::<LinkAddr>().is_err());
         assert!("ee:ee:ee:ee:ee:ee:ee".parse::<LinkAddr>().is_err());
-        assert_eq!(
-            "fa:16:3e:92:11:ca".parse::<LinkAddr>().unwrap().to_string(),
-            "fa:16:3e:92:11:ca"
-        );
+        assert_eq!("fa:16:3e:92:11:ca".parse::<LinkAddr>().unwrap().to_string(), "fa:16:3e:92:11:ca");
     }
 }

@@ -119,15 +119,9 @@ pub fn icmp_error<A: Family>(
     if !may_answer(offending, headers) {
         return None;
     }
-    let (header_len, longest) = if A::VERSION == 4 {
-        (V4_LEN, V4_ERROR_MAX)
-    } else {
-        (V6_LEN, V6_ERROR_MAX)
-    };
+    let (header_len, longest) = if A::VERSION == 4 { (V4_LEN, V4_ERROR_MAX) } else { (V6_LEN, V6_ERROR_MAX) };
     let l3 = usize::from(headers.l3);
-    let end = (headers.end as usize)
-        .min(offending.len())
-        .min(l3 + longest - header_len - LEN);
+    let end = (headers.end as usize).min(offending.len()).min(l3 + longest - header_len - LEN);
     // The quoted bytes are those of the frame. A checksum that was left partial is quoted as it is, as
     // Linux does: who reads the error looks at addresses and ports.
     let quoted = l3..end;

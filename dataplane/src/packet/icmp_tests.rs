@@ -6,19 +6,11 @@ use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{Icmpv4Type, Icmpv6Type, NetSlice, SlicedPacket, TransportSlice, icmpv4, icmpv6};
 
 fn offending4(payload: &[u8]) -> Vec<u8> {
-    frame(
-        Ends::new("198.51.100.7", 40000, "10.96.0.10", 53),
-        Protocol::UDP,
-        payload,
-    )
+    frame(Ends::new("198.51.100.7", 40000, "10.96.0.10", 53), Protocol::UDP, payload)
 }
 
 fn offending6(payload: &[u8]) -> Vec<u8> {
-    frame(
-        Ends::new("2001:db8::7", 40000, "fd00::10", 53),
-        Protocol::UDP,
-        payload,
-    )
+    frame(Ends::new("2001:db8::7", 40000, "fd00::10", 53), Protocol::UDP, payload)
 }
 
 fn about<A: Parse>(kind: ErrorKind, frame: &[u8], source: &str) -> Option<Packet> {
@@ -48,22 +40,13 @@ fn no_01_port_unreachable_quotes_the_packet() {
     assert_eq!(ip.header().source_addr().to_string(), "192.0.2.1");
     assert_eq!(ip.header().destination_addr().to_string(), "198.51.100.7");
     assert_eq!(ip.header().ttl(), 64);
-    assert_eq!(
-        ip.header().to_header().calc_header_checksum(),
-        ip.header().header_checksum()
-    );
+    assert_eq!(ip.header().to_header().calc_header_checksum(), ip.header().header_checksum());
     let Some(TransportSlice::Icmpv4(message)) = &seen.transport else {
         panic!("not ICMP: {seen:?}");
     };
-    assert_eq!(
-        message.icmp_type(),
-        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port)
-    );
+    assert_eq!(message.icmp_type(), Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port));
     assert_eq!(message.payload(), &offending[14..]);
-    assert_eq!(
-        message.icmp_type().calc_checksum(message.payload()),
-        message.checksum()
-    );
+    assert_eq!(message.icmp_type().calc_checksum(message.payload()), message.checksum());
     assert_eq!(bytes[..12], [0; 12]);
     assert_eq!(error.port, crate::packet::PortId(7));
     let headers = V4::headers(&mut error);
@@ -86,10 +69,7 @@ fn no_01_port_unreachable_of_ipv6_quotes_the_packet() {
     let Some(TransportSlice::Icmpv6(message)) = &seen.transport else {
         panic!("not ICMPv6: {seen:?}");
     };
-    assert_eq!(
-        message.icmp_type(),
-        Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port)
-    );
+    assert_eq!(message.icmp_type(), Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port));
     assert_eq!(message.payload(), &offending[14..]);
     assert!(message.is_checksum_valid(ip.header().source(), ip.header().destination()));
 }
@@ -188,28 +168,16 @@ fn icmp6_of_type(kind: u8) -> Vec<u8> {
 #[test]
 fn no_error_is_sent_about_an_error() {
     for kind in [3, 4, 5, 11, 12, 19, 200] {
-        assert!(
-            error4(ErrorKind::TimeExceeded, &icmp4_of_type(kind)).is_none(),
-            "{kind}"
-        );
+        assert!(error4(ErrorKind::TimeExceeded, &icmp4_of_type(kind)).is_none(), "{kind}");
     }
     for kind in [0, 8, 9, 13, 18] {
-        assert!(
-            error4(ErrorKind::TimeExceeded, &icmp4_of_type(kind)).is_some(),
-            "{kind}"
-        );
+        assert!(error4(ErrorKind::TimeExceeded, &icmp4_of_type(kind)).is_some(), "{kind}");
     }
     for kind in [1, 2, 3, 4, 127, 137] {
-        assert!(
-            error6(ErrorKind::TimeExceeded, &icmp6_of_type(kind)).is_none(),
-            "{kind}"
-        );
+        assert!(error6(ErrorKind::TimeExceeded, &icmp6_of_type(kind)).is_none(), "{kind}");
     }
     for kind in [128, 129, 135] {
-        assert!(
-            error6(ErrorKind::TimeExceeded, &icmp6_of_type(kind)).is_some(),
-            "{kind}"
-        );
+        assert!(error6(ErrorKind::TimeExceeded, &icmp6_of_type(kind)).is_some(), "{kind}");
     }
 }
 
@@ -234,20 +202,10 @@ fn no_error_is_sent_to_or_about_groups_and_nobody() {
         ("198.51.100.7", "224.0.0.251"),
         ("198.51.100.7", "255.255.255.255"),
     ] {
-        assert!(
-            error4(ErrorKind::PortUnreachable, &between4(from, to)).is_none(),
-            "{from} {to}"
-        );
+        assert!(error4(ErrorKind::PortUnreachable, &between4(from, to)).is_none(), "{from} {to}");
     }
-    for (from, to) in [
-        ("::", "fd00::10"),
-        ("ff02::1", "fd00::10"),
-        ("fd00::7", "ff02::1"),
-    ] {
-        assert!(
-            error6(ErrorKind::PortUnreachable, &between4(from, to)).is_none(),
-            "{from} {to}"
-        );
+    for (from, to) in [("::", "fd00::10"), ("ff02::1", "fd00::10"), ("fd00::7", "ff02::1")] {
+        assert!(error6(ErrorKind::PortUnreachable, &between4(from, to)).is_none(), "{from} {to}");
     }
 }
 

@@ -202,11 +202,7 @@ impl Packet {
         }
         let taken = self.rest.extend(self.head.pool(), bytes);
         self.len += taken as u32;
-        if taken == bytes.len() {
-            Ok(())
-        } else {
-            Err(PoolEmpty)
-        }
+        if taken == bytes.len() { Ok(()) } else { Err(PoolEmpty) }
     }
 
     /// Keeps the first `len` bytes; nothing happens when the frame is not longer.
@@ -237,10 +233,7 @@ impl Packet {
     /// # Panics
     /// If the first chunk holds fewer.
     pub fn trim_front(&mut self, bytes: usize) {
-        assert!(
-            bytes <= usize::from(self.head_len),
-            "{bytes} bytes are more than the first chunk holds"
-        );
+        assert!(bytes <= usize::from(self.head_len), "{bytes} bytes are more than the first chunk holds");
         self.start += bytes as u16;
         self.head_len -= bytes as u16;
         self.len -= bytes as u32;
@@ -269,11 +262,7 @@ impl Drop for Packet {
 
 impl std::fmt::Debug for Packet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Packet({} bytes from port {}, {:?})",
-            self.len, self.port.0, self.offload
-        )
+        write!(f, "Packet({} bytes from port {}, {:?})", self.len, self.port.0, self.offload)
     }
 }
 
@@ -313,10 +302,7 @@ mod tests {
     fn an_empty_pool_is_said_and_nothing_is_lost() {
         let pool = Pool::new(1).unwrap();
         let too_long = vec![0; (pool.capacity() + 1) * CHUNK];
-        assert_eq!(
-            Packet::copy_of(pool, PortId(0), &too_long).unwrap_err(),
-            PoolEmpty
-        );
+        assert_eq!(Packet::copy_of(pool, PortId(0), &too_long).unwrap_err(), PoolEmpty);
         assert_eq!(pool.available(), pool.capacity());
     }
 }

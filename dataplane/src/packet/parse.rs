@@ -184,19 +184,11 @@ fn parse_v6(packet: &mut Packet, l3: usize) -> Result<Headers<V6>, Reason> {
     if end > packet.len() {
         return Err(Reason::IpTotalLength);
     }
-    let mut walk = Walk {
-        protocol: ip.next_header(),
-        l4: l3 + V6_LEN,
-        fragment: FragmentKind::Whole,
-    };
+    let mut walk = Walk { protocol: ip.next_header(), l4: l3 + V6_LEN, fragment: FragmentKind::Whole };
     if is_extension(walk.protocol) {
         walk.run(&frame[..frame.len().min(end)])?;
     }
-    let Walk {
-        protocol,
-        l4,
-        fragment,
-    } = walk;
+    let Walk { protocol, l4, fragment } = walk;
     let transport = Transport::read::<V6>(frame, l4, end, protocol, fragment)?;
     let headers = Headers {
         source: ip.source(),
@@ -262,10 +254,7 @@ const DESTINATION_OPTIONS: Protocol = Protocol(60);
 
 #[inline]
 fn is_extension(protocol: Protocol) -> bool {
-    matches!(
-        protocol,
-        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
-    )
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
 }
 
 /// A walk along the IPv6 extension headers (RFC 8200, section 4).
@@ -280,10 +269,8 @@ impl Walk {
     #[cold]
     fn run(&mut self, frame: &[u8]) -> Result<(), Reason> {
         for _ in 0..EXTENSIONS_MAX {
-            let header: &[u8; 8] = frame
-                .get(self.l4..)
-                .and_then(|bytes| bytes.first_chunk())
-                .ok_or(Reason::Ipv6Extensions)?;
+            let header: &[u8; 8] =
+                frame.get(self.l4..).and_then(|bytes| bytes.first_chunk()).ok_or(Reason::Ipv6Extensions)?;
             let [next, len, _, segments_left, ..] = *header;
             let len = match self.protocol {
                 FRAGMENT => {
@@ -324,12 +311,8 @@ struct Transport {
 
 impl Transport {
     /// Nothing to say: no header, or none that is known.
-    const NONE: Transport = Transport {
-        source_port: 0,
-        destination_port: 0,
-        tcp_flags: TcpFlags(0),
-        icmp: IcmpClass::None,
-    };
+    const NONE: Transport =
+        Transport { source_port: 0, destination_port: 0, tcp_flags: TcpFlags(0), icmp: IcmpClass::None };
 
     /// Reads the header at `l4` of a packet that ends at `end`. `frame` is the first chunk.
     #[inline(always)]
@@ -354,10 +337,7 @@ impl Transport {
                 if !tcp.flags().is_possible() {
                     return Err(Reason::TcpFlags);
                 }
-                Transport {
-                    tcp_flags: tcp.flags(),
-                    ..Transport::ports(bytes)
-                }
+                Transport { tcp_flags: tcp.flags(), ..Transport::ports(bytes) }
             }
             Protocol::UDP => {
                 let udp: &[u8; UDP_LEN] = bytes.first_chunk().ok_or(Reason::TransportTruncated)?;
@@ -371,9 +351,8 @@ impl Transport {
             Protocol::SCTP if bytes.len() >= SCTP_LEN => Transport::ports(bytes),
             Protocol::SCTP => return Err(Reason::TransportTruncated),
             _ if protocol == A::ICMP => {
-                let [kind, code, _, _, high, low, ..] = *bytes
-                    .first_chunk::<{ icmp::LEN }>()
-                    .ok_or(Reason::TransportTruncated)?;
+                let [kind, code, _, _, high, low, ..] =
+                    *bytes.first_chunk::<{ icmp::LEN }>().ok_or(Reason::TransportTruncated)?;
                 let class = icmp::class::<A>(kind);
                 let identifier = u16::from_be_bytes([high, low]);
                 Transport {

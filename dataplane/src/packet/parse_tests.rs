@@ -140,23 +140,14 @@ fn fw_04_truncated_frames_are_refused_by_the_header_that_is_cut() {
 
 #[test]
 fn fw_04_bad_ipv4_headers_are_refused() {
-    assert_eq!(
-        refused(&changed(Protocol::UDP, |f| f[14] = 0x65)),
-        Reason::IpVersion
-    );
+    assert_eq!(refused(&changed(Protocol::UDP, |f| f[14] = 0x65)), Reason::IpVersion);
     let mut short = frame(ends4(), Protocol::UDP, b"");
     short[14] = 0x44;
     assert_eq!(refused(&short), Reason::IpHeaderLength);
     short[14] = 0x4f;
     assert_eq!(refused(&short), Reason::IpHeaderLength);
-    assert_eq!(
-        refused(&changed(Protocol::UDP, |f| f[17] = 19)),
-        Reason::IpTotalLength
-    );
-    assert_eq!(
-        refused(&changed(Protocol::UDP, |f| f[17] += 1)),
-        Reason::IpTotalLength
-    );
+    assert_eq!(refused(&changed(Protocol::UDP, |f| f[17] = 19)), Reason::IpTotalLength);
+    assert_eq!(refused(&changed(Protocol::UDP, |f| f[17] += 1)), Reason::IpTotalLength);
     let mut damaged = frame(ends4(), Protocol::UDP, b"");
     damaged[22] ^= 1;
     assert_eq!(refused(&damaged), Reason::IpChecksum);
@@ -178,18 +169,11 @@ fn fw_04_padding_is_trimmed_by_total_length() {
 
 #[test]
 fn fw_04_truncated_transport_headers_are_refused() {
-    for (protocol, enough) in [
-        (Protocol::TCP, 20),
-        (Protocol::UDP, 8),
-        (Protocol::SCTP, 12),
-        (Protocol::ICMP, 8),
-    ] {
+    for (protocol, enough) in
+        [(Protocol::TCP, 20), (Protocol::UDP, 8), (Protocol::SCTP, 12), (Protocol::ICMP, 8)]
+    {
         let cut = |len: u8| changed(protocol, |f| f[17] = 20 + len);
-        assert_eq!(
-            refused(&cut(enough - 1)),
-            Reason::TransportTruncated,
-            "{protocol}"
-        );
+        assert_eq!(refused(&cut(enough - 1)), Reason::TransportTruncated, "{protocol}");
         if protocol != Protocol::UDP {
             assert_eq!(v4(&cut(enough)).protocol, protocol);
         }
@@ -210,10 +194,7 @@ fn fw_04_options_are_read_over_and_source_routing_is_refused() {
     let router_alert = [148, 4, 0, 0];
     let headers = v4(&with_options(&router_alert));
     assert_eq!((headers.l4, headers.destination_port), (38, 53));
-    assert_eq!(
-        v4(&with_options(&[1, 1, 7, 3, 4, 0, 131, 9])).destination_port,
-        53
-    );
+    assert_eq!(v4(&with_options(&[1, 1, 7, 3, 4, 0, 131, 9])).destination_port, 53);
     assert_eq!(refused(&with_options(&[1, 131, 3, 4])), Reason::SourceRoute);
     assert_eq!(refused(&with_options(&[137, 3, 4, 0])), Reason::SourceRoute);
     assert_eq!(refused(&with_options(&[7, 1, 0, 0])), Reason::IpHeaderLength);
@@ -272,27 +253,15 @@ fn nat_08_ipv6_fragments_are_told_apart() {
 fn fw_04_broken_or_endless_extension_chains_are_refused() {
     let hop: (u8, &[u8]) = (60, &[0; 8]);
     assert_eq!(v6(&with_extensions(&[hop; EXTENSIONS_MAX])).destination_port, 53);
-    assert_eq!(
-        refused(&with_extensions(&[hop; EXTENSIONS_MAX + 1])),
-        Reason::Ipv6Extensions
-    );
-    assert_eq!(
-        refused(&with_extensions(&[(60, &[0, 200, 0, 0, 0, 0, 0, 0])])),
-        Reason::Ipv6Extensions
-    );
-    assert_eq!(
-        refused(&with_extensions(&[(43, &[0, 0, 0, 1, 0, 0, 0, 0])])),
-        Reason::SourceRoute
-    );
+    assert_eq!(refused(&with_extensions(&[hop; EXTENSIONS_MAX + 1])), Reason::Ipv6Extensions);
+    assert_eq!(refused(&with_extensions(&[(60, &[0, 200, 0, 0, 0, 0, 0, 0])])), Reason::Ipv6Extensions);
+    assert_eq!(refused(&with_extensions(&[(43, &[0, 0, 0, 1, 0, 0, 0, 0])])), Reason::SourceRoute);
     let mut cut = frame(ends6(), Protocol::UDP, b"");
     cut[20] = 0;
     cut[18..20].copy_from_slice(&[0, 7]);
     assert_eq!(refused(&cut), Reason::Ipv6Extensions);
     let first = [0, 0, 0, 1, 0, 0, 0, 1];
-    assert_eq!(
-        refused(&with_extensions(&[(44, &first), (44, &first)])),
-        Reason::Ipv6Extensions
-    );
+    assert_eq!(refused(&with_extensions(&[(44, &first), (44, &first)])), Reason::Ipv6Extensions);
 }
 
 #[test]
@@ -425,10 +394,7 @@ fn compare(frame: &[u8], parsed: Result<Parsed, Reason>) {
             assert_eq!(ours.destination, ip.destination_addr());
             assert_eq!(ours.ttl, ip.hop_limit());
             assert_eq!(ours.tos, ip.traffic_class());
-            assert_eq!(
-                ours.fragment != FragmentKind::Whole,
-                theirs.is_payload_fragmented()
-            );
+            assert_eq!(ours.fragment != FragmentKind::Whole, theirs.is_payload_fragmented());
             if ours.protocol.0 == theirs.payload().ip_number.0 {
                 compare_ports(&ours, &other);
             }
@@ -470,10 +436,8 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         Protocol::ICMP,
         Protocol(47),
     ]);
-    let extensions = prop::collection::vec(
-        (prop::sample::select(vec![0u8, 43, 44, 51, 60]), any::<[u8; 3]>()),
-        0..4,
-    );
+    let extensions =
+        prop::collection::vec((prop::sample::select(vec![0u8, 43, 44, 51, 60]), any::<[u8; 3]>()), 0..4);
     let len = prop_oneof![4 => 0usize..60, 1 => 1700usize..9000];
     (protocol, any::<bool>(), extensions, len).prop_map(|(protocol, six, extensions, len)| {
         let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
@@ -484,10 +448,8 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
                     .iter()
                     .map(|&(number, [a, b, c])| (number, vec![0, a % 2, b % 4, c % 10, 0, 0, 0, 0]))
                     .collect();
-                let headers: Vec<(u8, &[u8])> = headers
-                    .iter()
-                    .map(|(number, bytes)| (*number, &bytes[..]))
-                    .collect();
+                let headers: Vec<(u8, &[u8])> =
+                    headers.iter().map(|(number, bytes)| (*number, &bytes[..])).collect();
                 with_extensions(&headers)
             }
             (true, Protocol::ICMP) => frame(ends6(), Protocol::ICMPV6, &payload),

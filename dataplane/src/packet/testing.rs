@@ -101,10 +101,8 @@ pub(crate) fn pool() -> &'static Pool {
 pub(crate) fn fix_v4_checksum(frame: &mut [u8]) {
     let end = 14 + usize::from(frame[14] & 15) * 4;
     frame[24..26].fill(0);
-    let sum: u32 = frame[14..end]
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
+    let sum: u32 =
+        frame[14..end].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());

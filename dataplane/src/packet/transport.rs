@@ -210,10 +210,7 @@ pub fn infer_partial<A: Family>(packet: &mut Packet, headers: &Headers<A>) {
         headers.end - u32::from(headers.l4),
     );
     if packet.head()[start + offset..][..2] == sum.value().to_be_bytes() {
-        packet.offload.checksum = ChecksumState::Partial {
-            start: headers.l4,
-            offset: offset as u16,
-        };
+        packet.offload.checksum = ChecksumState::Partial { start: headers.l4, offset: offset as u16 };
     }
 }
 
@@ -224,9 +221,8 @@ mod tests {
     #[test]
     fn ct_08_only_nine_combinations_of_flags_are_possible() {
         let aside = TcpFlags::PSH.with(TcpFlags::ECE).with(TcpFlags::CWR).0;
-        let possible: Vec<u8> = (0..=255u8)
-            .filter(|flags| flags & aside == 0 && TcpFlags(*flags).is_possible())
-            .collect();
+        let possible: Vec<u8> =
+            (0..=255u8).filter(|flags| flags & aside == 0 && TcpFlags(*flags).is_possible()).collect();
         // SYN, RST, ACK, FIN+ACK, SYN+ACK, RST+ACK, SYN+URG, ACK+URG, FIN+ACK+URG.
         assert_eq!(possible, [0x02, 0x04, 0x10, 0x11, 0x12, 0x14, 0x22, 0x30, 0x31]);
         for flags in 0..=255u8 {

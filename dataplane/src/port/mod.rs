@@ -3,6 +3,8 @@
 //! A port moves frames and knows nothing of what they mean; what it cannot carry (a partial checksum, a
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
+pub mod finish;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 

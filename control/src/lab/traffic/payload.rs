@@ -38,11 +38,7 @@ pub struct Digest {
 
 impl Default for Digest {
     fn default() -> Digest {
-        Digest {
-            bytes: 0,
-            hash: 0x243f_6a88_85a3_08d3,
-            tail: [0; 8],
-        }
+        Digest { bytes: 0, hash: 0x243f_6a88_85a3_08d3, tail: [0; 8] }
     }
 }
 
@@ -126,10 +122,7 @@ mod tests {
         let mut changed = bytes;
         changed[40] ^= 1;
         assert_ne!(digest(&[&changed]), whole);
-        assert_ne!(
-            digest(&[&bytes[..16], &bytes[24..32], &bytes[16..24], &bytes[32..]]),
-            whole
-        );
+        assert_ne!(digest(&[&bytes[..16], &bytes[24..32], &bytes[16..24], &bytes[32..]]), whole);
         assert_ne!(digest(&[&bytes[..16], &bytes[8..16], &bytes[16..]]), whole);
         assert_ne!(digest(&[&bytes[..63]]), whole);
         assert_ne!(digest(&[&[0; 3]]), digest(&[&[0; 4]]), "zeroes of another length");

@@ -62,12 +62,7 @@ pub fn ping(netns: &Netns, echo: Echo, within: Duration) -> io::Result<Option<Ec
         socket.set_read_timeout(Some(left))?;
         let length = match socket.read(&mut buffer) {
             Ok(length) => length,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 continue;
             }
             Err(error) => return Err(error),

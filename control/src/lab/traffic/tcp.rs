@@ -80,21 +80,12 @@ impl TcpServer {
             let shared = Arc::clone(&shared);
             move || accept(&accepting, &shared, service)
         })?;
-        Ok(TcpServer {
-            listener,
-            shared,
-            thread: Some(thread),
-        })
+        Ok(TcpServer { listener, shared, thread: Some(thread) })
     }
 
     /// The far ends of the connections accepted so far, as the server sees them.
     pub fn peers(&self) -> Vec<SocketAddr> {
-        self.shared
-            .state()
-            .connections
-            .iter()
-            .map(|connection| connection.peer)
-            .collect()
+        self.shared.state().connections.iter().map(|connection| connection.peer).collect()
     }
 }
 
@@ -116,13 +107,11 @@ fn accept(listener: &TcpListener, shared: &Shared, service: Service) {
         if state.stopped {
             return;
         }
-        let spawned = std::thread::Builder::new()
-            .name(format!("tcp from {peer}"))
-            .spawn(move || {
-                // What goes wrong here the client sees: its stream ends early.
-                let _ = serve(&serving, service);
-                let _ = serving.shutdown(Shutdown::Both);
-            });
+        let spawned = std::thread::Builder::new().name(format!("tcp from {peer}")).spawn(move || {
+            // What goes wrong here the client sees: its stream ends early.
+            let _ = serve(&serving, service);
+            let _ = serving.shutdown(Shutdown::Both);
+        });
         if let Ok(thread) = spawned {
             state.connections.push(Connection { peer, stream, thread });
         }
@@ -246,10 +235,7 @@ impl TcpClient {
         if answer == message {
             Ok(())
         } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the echo differs from what was sent",
-            ))
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the echo differs from what was sent"))
         }
     }
 
@@ -274,16 +260,9 @@ impl TcpClient {
         let mut arrived = [0; Digest::LEN];
         self.read(&mut arrived, deadline)?;
         if arrived != sent.to_bytes() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "other bytes arrived than were sent",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "other bytes arrived than were sent"));
         }
-        Ok(Transfer {
-            bytes,
-            took: start.elapsed(),
-            retransmissions: self.retransmissions()?,
-        })
+        Ok(Transfer { bytes, took: start.elapsed(), retransmissions: self.retransmissions()? })
     }
 
     /// Segments sent again so far.
@@ -343,17 +322,10 @@ impl TcpClient {
 /// Time until the deadline; an error when none is left.
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        Err(io::ErrorKind::TimedOut.into())
-    } else {
-        Ok(left)
-    }
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 /// Whether the call is to be made again if there is time left.
 fn again(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

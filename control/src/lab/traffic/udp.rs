@@ -52,10 +52,7 @@ impl UdpServer {
                 }
             }
         })?;
-        Ok(UdpServer {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(UdpServer { shared, thread: Some(thread) })
     }
 
     /// Datagrams received so far.
@@ -105,11 +102,7 @@ pub fn udp_echo(
         match socket.recv_from(&mut buffer) {
             Ok((length, sender)) if buffer[..length] == *datagram => return Ok(Some(sender)),
             Ok(_) => {}
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => return Err(error),
         }
     }

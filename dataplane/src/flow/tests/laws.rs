@@ -94,11 +94,7 @@ impl<A: Family> World<A> {
 
     fn insert(&mut self, protocol: usize, client: u16, backend: u16, port: u16) {
         let original = original::<A>(protocol, client);
-        let translated = key::<A>(
-            PROTOCOLS[protocol],
-            (4, 5000 + port),
-            (10 + u32::from(backend), 8080),
-        );
+        let translated = key::<A>(PROTOCOLS[protocol], (4, 5000 + port), (10 + u32::from(backend), 8080));
         let flags = if client.is_multiple_of(2) { SYN } else { ACK };
         let new = NewConnection {
             original,
@@ -142,10 +138,7 @@ impl<A: Family> World<A> {
         match step(connection.status, direction, event, age) {
             Effect::Forward(next, timeout) => {
                 assert!(matches!(got, Touch::Forward(_)));
-                assert!(
-                    !settled || next == connection.status,
-                    "a settled packet changed the state"
-                );
+                assert!(!settled || next == connection.status, "a settled packet changed the state");
                 let end = timeout.map(|timeout| self.now + self.millis(timeout));
                 let connection = &mut self.model[at];
                 connection.status = next;
@@ -171,27 +164,16 @@ impl<A: Family> World<A> {
         assert_eq!(living.len(), self.model.len());
         assert_eq!(flows.len(), self.table.len());
         for connection in &self.model {
-            let NewConnection {
-                original,
-                reply,
-                mark,
-                ..
-            } = connection.new;
-            let flow = living
-                .iter()
-                .find(|flow| flow.original == original)
-                .expect("listed");
-            assert_eq!(
-                (flow.reply, flow.mark, flow.state),
-                (reply, mark, connection.status.state())
-            );
+            let NewConnection { original, reply, mark, .. } = connection.new;
+            let flow = living.iter().find(|flow| flow.original == original).expect("listed");
+            assert_eq!((flow.reply, flow.mark, flow.state), (reply, mark, connection.status.state()));
             assert_eq!(flow.assured, connection.status.assured());
             let there = self.table.lookup(&original).expect("found by its original tuple");
             let back = self.table.lookup(&reply).expect("found by its reply tuple");
             assert_eq!(there.entry.peer(), back.entry);
             // What leaves there is what the reply tuple answers: out and back is the identity.
-            assert_eq!(there.translation, Translation::between(&original, &reply.reply()));
-            assert_eq!(back.translation, Translation::between(&reply, &original.reply()));
+            assert_eq!(there.rewrite, original.rewrite_to(&reply.reply()));
+            assert_eq!(back.rewrite, reply.rewrite_to(&original.reply()));
         }
         // NAT-03: no two live connections share a reply tuple.
         for (at, one) in living.iter().enumerate() {
@@ -201,11 +183,7 @@ impl<A: Family> World<A> {
 }
 
 fn run<A: Family>(start: u64, ops: &[Op]) {
-    let mut world = World::<A> {
-        table: table(64),
-        model: Vec::new(),
-        now: start,
-    };
+    let mut world = World::<A> { table: table(64), model: Vec::new(), now: start };
     for op in ops {
         world.apply(op);
     }

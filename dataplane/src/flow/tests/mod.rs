@@ -60,10 +60,7 @@ pub(super) fn through_service<A: Family>(
         reply: translated.reply(),
         mark: 0x4000,
         state: first_packet(&original, Event::new(protocol, flags)).unwrap(),
-        original_next_hop: NextHopRef {
-            index: 7,
-            generation: 1,
-        },
+        original_next_hop: NextHopRef { index: 7, generation: 1 },
         reply_next_hop: NextHopRef::default(),
     }
 }

@@ -1,6 +1,7 @@
 //! One rule of the specification each.
 
 use super::*;
+use crate::packet::checksum::Delta;
 use crate::packet::family::{V4, V6};
 use std::time::Duration;
 
@@ -28,20 +29,20 @@ fn ct_01_either_tuple_finds_the_connection_with_its_rewrite() {
 
     let there = table.lookup(&new.original).unwrap();
     assert_eq!((there.entry, there.direction()), (entry, Direction::Original));
-    assert!(there.is_translated());
-    assert_eq!(there.translation.source, address::<V4>(4));
-    assert_eq!(there.translation.source_port, 40_000);
-    assert_eq!(there.translation.destination, address::<V4>(3));
-    assert_eq!(there.translation.destination_port, 8080);
+    assert!(!there.rewrite.is_identity());
+    assert_eq!(there.rewrite.source, address::<V4>(4));
+    assert_eq!(there.rewrite.source_port, 40_000);
+    assert_eq!(there.rewrite.destination, address::<V4>(3));
+    assert_eq!(there.rewrite.destination_port, 8080);
     assert_eq!((there.mark, there.next_hop.index), (0x4000, 7));
 
     let back = table.lookup(&new.reply).unwrap();
     assert_eq!((back.entry, back.direction()), (entry.peer(), Direction::Reply));
     assert_eq!(back.entry.id(), entry.id());
-    assert_eq!(back.translation.source, address::<V4>(2));
-    assert_eq!(back.translation.source_port, 80);
-    assert_eq!(back.translation.destination, address::<V4>(1));
-    assert_eq!(back.translation.destination_port, 1000);
+    assert_eq!(back.rewrite.source, address::<V4>(2));
+    assert_eq!(back.rewrite.source_port, 80);
+    assert_eq!(back.rewrite.destination, address::<V4>(1));
+    assert_eq!(back.rewrite.destination_port, 1000);
 
     assert!(table.lookup(&new.reply.reply()).is_none());
 }
@@ -50,19 +51,13 @@ fn ct_01_either_tuple_finds_the_connection_with_its_rewrite() {
 fn ct_02_traffic_without_nat_is_tracked_and_says_so() {
     let table = table::<V6>(8);
     let original = key::<V6>(Protocol::UDP, (1, 1), (9, 53));
-    let new = NewConnection {
-        original,
-        reply: original.reply(),
-        ..through_service(Protocol::UDP, 1, None, 0)
-    };
+    let new =
+        NewConnection { original, reply: original.reply(), ..through_service(Protocol::UDP, 1, None, 0) };
     table.insert(&new, at(0)).unwrap();
     let hit = table.lookup(&original).unwrap();
-    assert!(!hit.is_translated());
-    assert_eq!(hit.translation, Translation::between(&original, &original));
-    assert_eq!(
-        (hit.translation.ip_delta, hit.translation.transport_delta),
-        (0, 0)
-    );
+    assert!(hit.rewrite.is_identity());
+    assert_eq!(hit.rewrite, original.rewrite_to(&original));
+    assert_eq!((hit.rewrite.ip_delta, hit.rewrite.transport_delta), (Delta::NONE, Delta::NONE));
 }
 
 #[test]
@@ -81,10 +76,7 @@ fn ct_04_and_12_an_insert_stores_both_directions_or_none() {
     let table = table::<V4>(8);
     let first = through_service::<V4>(Protocol::TCP, 1000, Some(5000), SYN);
     let entry = table.insert(&first, at(0)).unwrap();
-    assert_eq!(
-        table.insert(&first, at(0)),
-        Err(InsertError::OriginalExists(entry))
-    );
+    assert_eq!(table.insert(&first, at(0)), Err(InsertError::OriginalExists(entry)));
     // Another client's connection that would need the same port of the node.
     let second = through_service::<V4>(Protocol::TCP, 1001, Some(5000), SYN);
     assert!(!table.is_reply_free(&second.reply, at(0)));
@@ -127,10 +119,7 @@ fn ct_05_udp_becomes_a_stream_after_two_seconds_of_both_sides() {
     assert_eq!(packet(&table, &new.reply, 0, at(100)), ESTABLISHED);
     assert_eq!(packet(&table, &new.original, 0, at(1_900)), ESTABLISHED);
     assert_eq!(packet(&table, &new.original, 0, at(1_999)), ESTABLISHED);
-    assert_eq!(
-        (state(at(1_999)).state, state(at(1_999)).assured),
-        (State::Udp, false)
-    );
+    assert_eq!((state(at(1_999)).state, state(at(1_999)).assured), (State::Udp, false));
     // Also in the settled time of the packets before.
     assert_eq!(packet(&table, &new.original, 0, at(2_000)), ESTABLISHED);
     let info = state(at(2_000));
@@ -204,10 +193,7 @@ fn ct_05_a_settled_connection_lives_its_whole_timeout_after_its_last_packet() {
     assert!(!hit.is_settled(Event::Tcp(Segment::Syn), at(499)));
     assert!(!hit.is_settled(Event::Tcp(Segment::Rst), at(499)));
     assert!(table.get(entry, at(timeout + 499)).unwrap().remaining > Duration::ZERO);
-    assert_eq!(
-        table.get(entry, at(timeout + 500)).unwrap().remaining,
-        Duration::ZERO
-    );
+    assert_eq!(table.get(entry, at(timeout + 500)).unwrap().remaining, Duration::ZERO);
 }
 
 #[test]
@@ -216,20 +202,10 @@ fn ct_06_a_change_of_state_ends_the_settled_time_of_both_directions() {
     let new = tcp(1);
     establish(&table, &new, at(0));
     assert_eq!(packet(&table, &new.reply, ACK, at(10)), ESTABLISHED);
-    assert!(
-        table
-            .lookup(&new.reply)
-            .unwrap()
-            .is_settled(Event::Tcp(Segment::Ack), at(11))
-    );
+    assert!(table.lookup(&new.reply).unwrap().is_settled(Event::Tcp(Segment::Ack), at(11)));
     assert_eq!(packet(&table, &new.original, FIN_ACK, at(12)), ESTABLISHED);
     for key in [&new.original, &new.reply] {
-        assert!(
-            !table
-                .lookup(key)
-                .unwrap()
-                .is_settled(Event::Tcp(Segment::Ack), at(12))
-        );
+        assert!(!table.lookup(key).unwrap().is_settled(Event::Tcp(Segment::Ack), at(12)));
     }
 }
 
@@ -370,10 +346,7 @@ fn ct_11_listing_goes_through_all_slots_in_pieces() {
 fn rt_05_the_next_hop_is_replaced_in_place() {
     let table = table::<V4>(2);
     let entry = table.insert(&udp(1), at(0)).unwrap();
-    let next_hop = NextHopRef {
-        index: 99,
-        generation: 3,
-    };
+    let next_hop = NextHopRef { index: 99, generation: 3 };
     table.set_next_hop(entry.peer(), next_hop);
     assert_eq!(table.lookup(&udp(1).reply).unwrap().next_hop, next_hop);
     assert_eq!(table.lookup(&udp(1).original).unwrap().next_hop.index, 7);
@@ -401,11 +374,7 @@ fn a_hit_of_a_connection_that_is_gone_changes_nothing() {
 fn a_tuple_that_answers_itself_is_refused() {
     let table = table::<V4>(1);
     let original = key::<V4>(Protocol::UDP, (1, 5), (1, 5));
-    let new = NewConnection {
-        original,
-        reply: original.reply(),
-        ..udp(1)
-    };
+    let new = NewConnection { original, reply: original.reply(), ..udp(1) };
     assert_eq!(table.insert(&new, at(0)), Err(InsertError::ReplyTaken));
     assert!(table.is_empty());
 }
@@ -427,9 +396,7 @@ fn the_stages_agree_with_the_lookup() {
         }
     }
     let absent = connection(5_000).original;
-    let found = table
-        .probe(table.hash(&absent))
-        .and_then(|candidate| table.find(candidate, &absent));
+    let found = table.probe(table.hash(&absent)).and_then(|candidate| table.find(candidate, &absent));
     assert!(found.is_none());
 }
 

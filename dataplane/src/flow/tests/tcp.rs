@@ -101,10 +101,7 @@ fn ct_06_simultaneous_open() {
 #[test]
 fn ct_06_a_syn_on_time_wait_opens_a_new_connection() {
     let c = Connection::established();
-    for (touch, segment) in [
-        (Connection::there as fn(&_, _) -> _, FIN_ACK),
-        (Connection::back, FIN_ACK),
-    ] {
+    for (touch, segment) in [(Connection::there as fn(&_, _) -> _, FIN_ACK), (Connection::back, FIN_ACK)] {
         assert_eq!(touch(&c, segment), ESTABLISHED);
     }
     assert_eq!(c.there(ACK), ESTABLISHED);
@@ -156,11 +153,7 @@ fn ct_06_an_ack_alone_is_picked_up_for_300_seconds() {
 fn ct_06_fin_rst_syn_ack_or_nothing_begins_no_connection() {
     let key = key::<V4>(Protocol::TCP, (1, 1), (2, 2));
     for flags in [FIN_ACK, RST, RST | ACK, SYN_ACK, 0] {
-        assert_eq!(
-            first_packet(&key, Event::new(Protocol::TCP, flags)),
-            Err(Invalid),
-            "{flags:#x}"
-        );
+        assert_eq!(first_packet(&key, Event::new(Protocol::TCP, flags)), Err(Invalid), "{flags:#x}");
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Link {
     pub source: LinkAddr,
     /// The neighbour's link address.
     pub destination: LinkAddr,
+    /// Bytes of the largest IP packet that the port sends.
+    pub mtu: u32,
 }
 
 /// What is known of a neighbour (NB-03).
@@ -107,7 +109,7 @@ impl Record {
             self.used.store(true, Relaxed);
         }
         let port = self.port.load(Relaxed);
-        Some(Link { port: PortId(port as u16), source: link(port), destination })
+        Some(Link { port: PortId(port as u16), source: link(port), destination, mtu: self.mtu() })
     }
 
     /// Whether the record is the neighbour's that the number was made for.

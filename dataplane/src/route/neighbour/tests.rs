@@ -110,13 +110,13 @@ impl Bench {
 fn a_record_has_half_a_cache_line_and_says_how_to_send() {
     assert_eq!((size_of::<Record>(), align_of::<Record>()), (32, 32));
     let (mut bench, id) = Bench::reachable();
-    let link = |source| Link { port: PORT, source, destination: LINK };
-    assert_eq!(bench.table.resolved(id), Some(link(OWN)));
+    let link = |source, mtu| Link { port: PORT, source, destination: LINK, mtu };
+    assert_eq!(bench.table.resolved(id), Some(link(OWN, 1480)));
     assert_eq!(bench.table.mtu(id), 1480);
     assert_eq!(bench.table.port(id), PORT);
     assert_eq!(bench.table.address(id), Some(POD));
     bench.table.set_port(PORT, OTHER, 9000);
-    assert_eq!(bench.table.resolved(id), Some(link(OTHER)));
+    assert_eq!(bench.table.resolved(id), Some(link(OTHER, 9000)));
     assert_eq!(bench.table.mtu(id), 9000);
 }
 

@@ -1,0 +1,212 @@
+//! Packets of known connections: the fast path. The entry says everything: no Service, no rule and, while
+//! routing stands, no route is looked at. What changes a connection's state takes the slow method
+//! [`FlowTable::touch`](crate::flow::FlowTable::touch) first. Both kinds end in [`Pass::leave`].
+
+use super::host::Wire;
+use super::new::Refusal;
+use super::observe::{Event, Observer};
+use super::{Output, Pass};
+use crate::flow::{self, Class, Direction, Hit, NextHopRef, Touch};
+use crate::nat::{self, Rewrite};
+use crate::packet::ethernet;
+use crate::packet::icmp::ErrorKind;
+use crate::packet::parse::Headers;
+use crate::packet::{Family, Packet};
+use crate::route::{AdjacencyId, Hold, Link};
+use crate::service::{Mark, Origin};
+use crate::stats::Reason;
+
+/// Where a packet goes once it is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// To this neighbour, which knows its port.
+    Port(AdjacencyId),
+    /// To the node's own stack.
+    Host,
+}
+
+impl Way {
+    /// What a flow entry keeps of the way.
+    pub(super) fn reference(self, generation: u32) -> NextHopRef {
+        let index = match self {
+            Way::Port(AdjacencyId(number)) => number,
+            Way::Host => u32::MAX,
+        };
+        NextHopRef { index, generation }
+    }
+
+    /// The way that a flow entry keeps.
+    #[inline]
+    pub(super) fn of(next_hop: NextHopRef) -> Way {
+        if next_hop.index == u32::MAX { Way::Host } else { Way::Port(AdjacencyId(next_hop.index)) }
+    }
+}
+
+impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
+    /// A packet whose key is in the table.
+    #[inline]
+    pub(super) fn established(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
+        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
+        if !hit.is_settled(event, self.now.into()) {
+            match self.state.flows.touch(hit, event, self.now.into()) {
+                Touch::Forward(Class::Established) => {}
+                // WK-08: as long as no reply was seen the filter is asked about every packet.
+                Touch::Forward(Class::New) => {
+                    if let Err(refusal) = self.filter_unreplied(headers, origin, hit) {
+                        return self.refuse(packet, headers, refusal);
+                    }
+                }
+                Touch::Reopen | Touch::Gone => return self.new_connection(packet, headers, origin),
+                Touch::Invalid => return self.invalid(packet, headers, origin),
+            }
+        }
+        self.observer.see(Event::FlowHit { direction: hit.direction() });
+        self.forward_hit(packet, headers, origin, hit);
+    }
+
+    /// Sends a packet the way of its entry.
+    #[inline]
+    pub(super) fn forward_hit(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
+        let way = if hit.next_hop.generation == self.state.generation {
+            Way::of(hit.next_hop)
+        } else {
+            match self.reroute(hit) {
+                Ok(way) => way,
+                Err(refusal) => return self.refuse(packet, headers, refusal),
+            }
+        };
+        match way {
+            Way::Port(adjacency) => match self.state.neighbours.resolved(adjacency) {
+                Some(link) => self.send(packet, headers, origin, &hit.rewrite, &link),
+                None => self.send_unresolved(packet, headers, origin, hit, adjacency),
+            },
+            Way::Host => {
+                let mut packet = packet;
+                hit.rewrite.apply(&mut packet, headers);
+                self.deliver(packet);
+            }
+        }
+    }
+
+    /// Routing has changed since the entry's next hop was found, or it was never looked for.
+    #[cold]
+    fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
+        let way = self.route(hit.rewrite.destination)?;
+        self.state.flows.set_next_hop(hit.entry, way.reference(self.state.generation));
+        Ok(way)
+    }
+
+    #[cold]
+    fn filter_unreplied(
+        &mut self,
+        headers: &Headers<A>,
+        origin: Origin,
+        hit: &Hit<A>,
+    ) -> Result<(), Refusal> {
+        if hit.direction() == Direction::Reply {
+            return Ok(());
+        }
+        let mut request = self.request(headers, origin);
+        request.destination = hit.rewrite.destination;
+        request.destination_port = hit.rewrite.destination_port;
+        request.destination_is_local = self.locality(request.destination);
+        // The mark is metadata of the first packet and set anew by no later one: NAT is not walked again.
+        self.filter(&request, Way::of(hit.next_hop), Mark::Clear)
+    }
+
+    /// The link address of the next hop is not known. The packet waits as it came in and is forwarded again
+    /// from the table when it is, so nothing is changed twice.
+    #[cold]
+    fn send_unresolved(
+        &mut self,
+        packet: Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        hit: &Hit<A>,
+        adjacency: AdjacencyId,
+    ) {
+        if let Err(refusal) = self.fits(&packet, headers, origin, self.state.neighbours.mtu(adjacency)) {
+            return self.refuse(packet, headers, refusal);
+        }
+        if let Some(address) = self.state.neighbours.address(adjacency) {
+            let port = self.state.neighbours.port(adjacency);
+            self.observer.see(Event::Held { port, neighbour: address.into() });
+        }
+        match self.state.neighbours.hold(adjacency, packet, hit.rewrite.source, self.now) {
+            // The neighbour's place was another's in between: find it again, once.
+            Hold::Outdated(packet) => match self.reroute(hit) {
+                Ok(Way::Port(again)) => match self.state.neighbours.resolved(again) {
+                    Some(link) => self.send(packet, headers, origin, &hit.rewrite, &link),
+                    None => {
+                        let held = self.state.neighbours.hold(again, packet, hit.rewrite.source, self.now);
+                        self.held(held, Some(headers));
+                    }
+                },
+                Ok(Way::Host) => self.drop(packet, Reason::NeighbourFailed),
+                Err(refusal) => self.refuse(packet, headers, refusal),
+            },
+            held => self.held(held, Some(headers)),
+        }
+    }
+
+    /// FW-01 and FW-02, in the kernel's order: before anything of the packet is changed.
+    #[inline]
+    pub(super) fn fits(
+        &self,
+        packet: &Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        mtu: u32,
+    ) -> Result<(), Refusal> {
+        if headers.ttl <= 1 && origin != Origin::Host {
+            return Err(Refusal::answered(Reason::TtlExceeded, ErrorKind::TimeExceeded));
+        }
+        if headers.packet_len() > mtu { too_long(packet, headers, mtu) } else { Ok(()) }
+    }
+
+    /// Translates and sends.
+    #[inline]
+    pub(super) fn send(
+        &mut self,
+        mut packet: Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        rewrite: &Rewrite<A>,
+        link: &Link,
+    ) {
+        if let Err(refusal) = self.fits(&packet, headers, origin, link.mtu) {
+            return self.refuse(packet, headers, refusal);
+        }
+        if origin != Origin::Host {
+            nat::decrement_ttl(&mut packet, headers);
+        }
+        rewrite.apply(&mut packet, headers);
+        self.transmit(packet, link);
+    }
+
+    /// Writes the link header and sends.
+    #[inline]
+    pub(super) fn transmit(&mut self, mut packet: Packet, link: &Link) {
+        ethernet::set_link(&mut packet, link.source, link.destination);
+        self.observer.see(Event::Sent {
+            port: link.port,
+            link_source: link.source,
+            link_destination: link.destination,
+        });
+        self.out.send(link.port, packet);
+    }
+}
+
+/// A super-frame is judged by its segments (FW-02).
+#[cold]
+fn too_long<A: Family>(packet: &Packet, headers: &Headers<A>, mtu: u32) -> Result<(), Refusal> {
+    if let Some(gso) = packet.offload.gso
+        && u32::from(gso.size) + u32::from(gso.header_len) - u32::from(headers.l3) <= mtu
+    {
+        return Ok(());
+    }
+    if headers.dont_fragment {
+        return Err(Refusal::answered(Reason::TooBig, ErrorKind::PacketTooBig { mtu }));
+    }
+    Err(Reason::TooBig.into())
+}

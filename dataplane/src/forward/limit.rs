@@ -1,0 +1,54 @@
+//! The rate of ICMP errors: per destination, as the kernel's `icmp_ratelimit` (1 s) allows it: a bucket of
+//! six that gains one token a second (`inet_peer_xrlim_allow`). Destinations share a fixed number of
+//! buckets by hash, so the memory is bounded whatever comes in; a collision only makes errors rarer.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+
+use crate::time::Instant;
+
+const BUCKETS: usize = 1024;
+const BURST: u64 = 6;
+const PER_TOKEN: u64 = 1_000_000_000;
+
+/// Token buckets for ICMP errors.
+pub(super) struct Limiter {
+    /// For each bucket the time at which it would have been empty and began to fill.
+    empty_since: Box<[Instant]>,
+    hasher: RandomState,
+}
+
+impl Limiter {
+    pub(super) fn new() -> Limiter {
+        Limiter { empty_since: vec![Instant::ZERO; BUCKETS].into(), hasher: RandomState::new() }
+    }
+
+    /// Takes a token of `destination`'s bucket, if it has one.
+    pub(super) fn allow(&mut self, destination: impl Hash, now: Instant) -> bool {
+        let bucket = self.hasher.hash_one(destination) as usize % BUCKETS;
+        let since = &mut self.empty_since[bucket];
+        // A bucket is full BURST tokens after it was empty, however long ago that is. Time 0 counts as full.
+        let now = now.0 + BURST * PER_TOKEN;
+        let level = now.saturating_sub(since.0).min(BURST * PER_TOKEN);
+        if level < PER_TOKEN {
+            return false;
+        }
+        *since = Instant(now - (level - PER_TOKEN));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fw_01_errors_are_limited_to_a_burst_of_six_and_one_a_second() {
+        let mut limiter = Limiter::new();
+        let allowed = |limiter: &mut Limiter, now| (0..20).filter(|_| limiter.allow(1u32, now)).count();
+        assert_eq!(allowed(&mut limiter, Instant::ZERO), 6);
+        assert_eq!(allowed(&mut limiter, Instant::from_millis(999)), 0);
+        assert_eq!(allowed(&mut limiter, Instant::from_millis(1_000)), 1);
+        assert_eq!(allowed(&mut limiter, Instant::from_millis(4_500)), 3);
+        assert_eq!(allowed(&mut limiter, Instant::from_secs(3_600)), 6);
+    }
+}

@@ -1,0 +1,381 @@
+//! The pipeline: one burst, from the frames that a port received to frames in ports' queues.
+//!
+//! ```text
+//! classify  parse, key, hash; prefetch the flow table's bucket          (whole burst)
+//!           prefetch the candidate entry                                (whole burst)
+//! look up ──hit──→ established.rs   state, route, rewrite, link header, out
+//!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
+//! not IP, or not for Pollux → host.rs;  what is refused with an error → host.rs
+//! ```
+//!
+//! The forwarder does no I/O: ports, the clock and the random numbers are the worker's ([`crate::worker`]).
+//! It is the only module that sees all the others.
+
+mod established;
+mod host;
+mod limit;
+mod new;
+pub mod observe;
+
+use std::io;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Timeouts};
+use crate::packet::ethernet;
+use crate::packet::parse::{Headers, Parsed, parse};
+use crate::packet::{BURST, Burst, Family, Packet, PortId, V4, V6};
+use crate::pool::Pool;
+use crate::route::Neighbours;
+use crate::service::Origin;
+use crate::stats::{Reason, Stats};
+use crate::tables::{Detected, FamilyTables, Masquerade, Ports, Role, Tables};
+use crate::time::Instant;
+use host::Wire;
+use limit::Limiter;
+pub use observe::{Event, Nobody, Observer};
+
+/// Where the forwarder puts frames that are ready to leave.
+pub trait Output {
+    /// Queues a frame on a port. What a full port refuses is counted by the implementor.
+    fn send(&mut self, port: PortId, packet: Packet);
+}
+
+/// How a forwarder is made.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Connections that each family's table can hold.
+    pub connections: usize,
+    /// Timeouts of CT-05.
+    pub timeouts: Timeouts,
+    /// Seed of every random choice: of backends, of ports, of the hash keys.
+    pub seed: u64,
+}
+
+/// One worker's forwarder.
+pub struct Forwarder {
+    tables: Arc<Tables>,
+    v4: State<V4>,
+    v6: State<V6>,
+    core: Core,
+}
+
+/// What a family keeps between packets.
+struct State<A: Family> {
+    flows: FlowTable<A>,
+    neighbours: Neighbours<A>,
+    /// Counts changes of routing: a flow whose next hop was found under another number looks again.
+    generation: u32,
+}
+
+/// What both families share.
+struct Core {
+    stats: Stats,
+    random: StdRng,
+    limiter: Limiter,
+    pool: &'static Pool,
+    fixed_choice: Option<u32>,
+}
+
+/// One packet's class: what stage 1 found.
+enum Class {
+    V4(Headers<V4>, Lookup),
+    V6(Headers<V6>, Lookup),
+    Foreign(Parsed),
+    Malformed(Reason),
+}
+
+/// How far the search for a packet's entry has come.
+#[derive(Clone, Copy)]
+enum Lookup {
+    /// The bucket is asked for.
+    Hashed(Hash),
+    /// The entry is asked for; nothing when the bucket knows none.
+    Probed(Option<Candidate>),
+}
+
+/// One family's part of the forwarder while it works on a burst.
+struct Pass<'a, A: Family, O, T> {
+    core: &'a mut Core,
+    state: &'a mut State<A>,
+    tables: &'a FamilyTables<A>,
+    ports: &'a Ports,
+    masquerade: Masquerade,
+    now: Instant,
+    out: &'a mut O,
+    observer: &'a mut T,
+}
+
+impl Forwarder {
+    /// A forwarder without tables: every packet is dropped until [`set_tables`](Forwarder::set_tables).
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory of the flow tables.
+    pub fn new(settings: &Settings, pool: &'static Pool) -> io::Result<Forwarder> {
+        let mut random = StdRng::seed_from_u64(settings.seed);
+        Ok(Forwarder {
+            tables: Arc::default(),
+            v4: State::new(settings, &mut random)?,
+            v6: State::new(settings, &mut random)?,
+            core: Core { stats: Stats::default(), random, limiter: Limiter::new(), pool, fixed_choice: None },
+        })
+    }
+
+    /// Puts new tables in force and returns the old ones, for their owner to free: freeing big tables is
+    /// no work for a packet path.
+    pub fn set_tables(&mut self, tables: Arc<Tables>) -> Arc<Tables> {
+        let old = std::mem::replace(&mut self.tables, tables);
+        let ports_changed = !Arc::ptr_eq(&old.ports, &self.tables.ports);
+        self.v4.routing_changed(ports_changed, old.v4.as_ref(), self.tables.v4.as_ref());
+        self.v6.routing_changed(ports_changed, old.v6.as_ref(), self.tables.v6.as_ref());
+        if ports_changed {
+            for (id, port) in self.tables.ports.iter() {
+                self.v4.neighbours.set_port(id, port.link_address, port.mtu);
+                self.v6.neighbours.set_port(id, port.link_address, port.mtu);
+            }
+        }
+        old
+    }
+
+    /// The tables in force.
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &Stats {
+        &self.core.stats
+    }
+
+    /// The counters, for who counts what ports received and accepted.
+    pub fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.core.stats
+    }
+
+    /// Lets new connections choose the backend at this place of the set instead of a random one, where the
+    /// set is long enough: so that a trace or a test can follow one choice. Nothing: random again (EP-06).
+    pub fn fix_choice(&mut self, place: Option<u32>) {
+        self.core.fixed_choice = place;
+    }
+
+    /// The connections of IPv4.
+    pub fn flows_v4(&self) -> &FlowTable<V4> {
+        &self.v4.flows
+    }
+
+    /// The connections of IPv6.
+    pub fn flows_v6(&self) -> &FlowTable<V6> {
+        &self.v6.flows
+    }
+
+    /// The neighbours of IPv4.
+    pub fn neighbours_v4(&mut self) -> &mut Neighbours<V4> {
+        &mut self.v4.neighbours
+    }
+
+    /// The neighbours of IPv6.
+    pub fn neighbours_v6(&mut self) -> &mut Neighbours<V6> {
+        &mut self.v6.neighbours
+    }
+
+    /// Forwards a burst: every packet is sent to `out`, held for a neighbour, or dropped and counted.
+    #[inline]
+    pub fn forward(&mut self, burst: &mut Burst, now: Instant, out: &mut impl Output) {
+        self.forward_observed(burst, now, out, &mut Nobody);
+    }
+
+    /// As [`forward`](Forwarder::forward), telling every step to `observer`.
+    pub fn forward_observed<T: Observer>(
+        &mut self,
+        burst: &mut Burst,
+        now: Instant,
+        out: &mut impl Output,
+        observer: &mut T,
+    ) {
+        let mut classes: ArrayVec<Class, BURST> = ArrayVec::new();
+        for packet in burst.iter_mut() {
+            classes.push(self.classify(packet));
+        }
+        for class in &mut classes {
+            match class {
+                Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
+                Class::V6(_, lookup) => lookup.probe(&self.v6.flows),
+                Class::Foreign(_) | Class::Malformed(_) => {}
+            }
+        }
+        for (packet, class) in burst.drain(..).zip(classes) {
+            match class {
+                Class::V4(headers, lookup) => match self.pass_v4(now, out, observer) {
+                    Some(mut pass) => pass.packet(packet, &headers, lookup),
+                    None => self.foreign(packet, &Parsed::V4(headers), now, out, observer),
+                },
+                Class::V6(headers, lookup) => match self.pass_v6(now, out, observer) {
+                    Some(mut pass) => pass.packet(packet, &headers, lookup),
+                    None => self.foreign(packet, &Parsed::V6(headers), now, out, observer),
+                },
+                Class::Foreign(parsed) => self.foreign(packet, &parsed, now, out, observer),
+                Class::Malformed(reason) => self.core.drop(packet, reason, observer),
+            }
+        }
+    }
+
+    /// What is to be done between bursts: a bounded slice of expiry, neighbours' timers.
+    pub fn tick(&mut self, now: Instant, out: &mut impl Output) {
+        self.v4.flows.expire(now.into(), EXPIRY_SLICE);
+        self.v6.flows.expire(now.into(), EXPIRY_SLICE);
+        if let Some(mut pass) = self.pass_v4(now, out, &mut Nobody) {
+            pass.poll_neighbours();
+        }
+        if let Some(mut pass) = self.pass_v6(now, out, &mut Nobody) {
+            pass.poll_neighbours();
+        }
+        self.core.stats.held = (self.v4.neighbours.held() + self.v6.neighbours.held()) as u64;
+    }
+
+    #[inline]
+    fn classify(&self, packet: &mut Packet) -> Class {
+        match parse(packet) {
+            Ok(Parsed::V4(headers)) => {
+                let hash = self.v4.flows.hash(&key(&headers));
+                self.v4.flows.prefetch(hash);
+                Class::V4(headers, Lookup::Hashed(hash))
+            }
+            Ok(Parsed::V6(headers)) => {
+                let hash = self.v6.flows.hash(&key(&headers));
+                self.v6.flows.prefetch(hash);
+                Class::V6(headers, Lookup::Hashed(hash))
+            }
+            Ok(other) => Class::Foreign(other),
+            Err(reason) => Class::Malformed(reason),
+        }
+    }
+
+    #[inline]
+    fn pass_v4<'a, O, T>(
+        &'a mut self,
+        now: Instant,
+        out: &'a mut O,
+        observer: &'a mut T,
+    ) -> Option<Pass<'a, V4, O, T>> {
+        Some(Pass {
+            core: &mut self.core,
+            state: &mut self.v4,
+            tables: self.tables.v4.as_ref()?,
+            ports: &self.tables.ports,
+            masquerade: self.tables.masquerade,
+            now,
+            out,
+            observer,
+        })
+    }
+
+    #[inline]
+    fn pass_v6<'a, O, T>(
+        &'a mut self,
+        now: Instant,
+        out: &'a mut O,
+        observer: &'a mut T,
+    ) -> Option<Pass<'a, V6, O, T>> {
+        Some(Pass {
+            core: &mut self.core,
+            state: &mut self.v6,
+            tables: self.tables.v6.as_ref()?,
+            ports: &self.tables.ports,
+            masquerade: self.tables.masquerade,
+            now,
+            out,
+            observer,
+        })
+    }
+}
+
+/// Connections looked at for expiry between two bursts.
+const EXPIRY_SLICE: usize = 256;
+
+impl<A: Family> State<A> {
+    fn new(settings: &Settings, random: &mut StdRng) -> io::Result<State<A>> {
+        Ok(State {
+            flows: FlowTable::new(settings.connections, random.random(), settings.timeouts.clone())?,
+            neighbours: Neighbours::default(),
+            generation: 1,
+        })
+    }
+
+    fn routing_changed(&mut self, ports: bool, old: Option<&FamilyTables<A>>, new: Option<&FamilyTables<A>>) {
+        let same = match (old, new) {
+            (Some(old), Some(new)) => Arc::ptr_eq(&old.routing, &new.routing),
+            (None, None) => true,
+            _ => false,
+        };
+        if ports || !same {
+            self.generation = self.generation.wrapping_add(1).max(1); // 0 stands for "never looked"
+        }
+    }
+}
+
+impl Lookup {
+    #[inline]
+    fn probe<A: Family>(&mut self, flows: &FlowTable<A>) {
+        if let Lookup::Hashed(hash) = *self {
+            *self = Lookup::Probed(flows.probe(hash));
+        }
+    }
+}
+
+/// The tuple of a packet.
+#[inline]
+fn key<A: Family>(headers: &Headers<A>) -> FlowKey<A> {
+    FlowKey {
+        source: headers.source,
+        destination: headers.destination,
+        source_port: headers.source_port,
+        destination_port: headers.destination_port,
+        protocol: headers.protocol,
+    }
+}
+
+impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
+    /// One packet of the family, whole.
+    #[inline]
+    fn packet(&mut self, packet: Packet, headers: &Headers<A>, lookup: Lookup) {
+        let Some(port) = self.ports.get(packet.port) else {
+            return self.drop(packet, Reason::PortDown);
+        };
+        let origin = match (port.role, port.detected) {
+            (Role::Host, _) => Origin::Host,
+            (_, Detected::Pod) => Origin::PodPort,
+            (_, Detected::Other) => Origin::Port,
+        };
+        self.observer.see(Event::Received {
+            port: packet.port,
+            origin,
+            source: headers.source.into(),
+            source_port: headers.source_port,
+            destination: headers.destination.into(),
+            destination_port: headers.destination_port,
+            protocol: headers.protocol,
+        });
+        if origin != Origin::Host {
+            let addressed = ethernet::destination(packet.head());
+            if addressed != port.link_address {
+                return self.not_addressed_here(packet, addressed);
+            }
+        }
+        if !headers.is_trackable() {
+            return self.untracked(packet, headers, origin);
+        }
+        let key = key(headers);
+        let hit = match lookup {
+            Lookup::Probed(Some(candidate)) => self.state.flows.find(candidate, &key),
+            // A packet before this one in the burst may have made the entry since the bucket was read.
+            _ => self.state.flows.lookup(&key),
+        };
+        match hit {
+            Some(hit) => self.established(packet, headers, origin, &hit),
+            None => self.new_connection(packet, headers, origin),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The first packet of a connection, one by one: the walk of services.md section 4. Destination (WK-01),
+//! route (WK-06), hygiene (FW-01, FW-02), filter (WK-07), source (WK-09), and the entries of both
+//! directions, or none (CT-04). From then on the connection's packets go through `established.rs`.
+
+use rand::RngExt;
+
+use super::established::Way;
+use super::host::Wire;
+use super::observe::{Event, FilterSkip, MasqueradeCause, Observer, RouteSeen};
+use super::{Output, Pass};
+use crate::flow::{self, FlowKey, InsertError, NewConnection, NextHopRef, State};
+use crate::nat::ports::PortSearch;
+use crate::packet::icmp::ErrorKind;
+use crate::packet::parse::Headers;
+use crate::packet::transport::verify_transport_checksum;
+use crate::packet::{Address, Family, Packet, PortId};
+use crate::route::{Route, RouteKind};
+use crate::service::{
+    Destination, FilterStage, FilterVerdict, FrontendId, Locality, Mark, MarkReason, Origin, Request, Walk,
+};
+use crate::stats::Reason;
+use crate::tables::{LoopbackGuard, MasqueradePorts};
+
+/// Why a packet goes no further, and what its source is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Refusal {
+    pub(super) reason: Reason,
+    pub(super) answer: Option<ErrorKind>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Refusal { reason, answer: None }
+    }
+}
+
+impl Refusal {
+    /// NB-02.
+    pub(super) const NEIGHBOUR: Refusal =
+        Refusal { reason: Reason::NeighbourFailed, answer: Some(ErrorKind::HostUnreachable) };
+
+    pub(super) fn answered(reason: Reason, answer: ErrorKind) -> Refusal {
+        Refusal { reason, answer: Some(answer) }
+    }
+}
+
+impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
+    /// A packet whose key is in no table.
+    #[cold]
+    pub(super) fn new_connection(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
+        self.observer.see(Event::FlowMiss);
+        let key = super::key(headers);
+        let decided = self.decide(&packet, headers, &key, origin);
+        match decided {
+            // Another packet's entry if that was first (CT-12): either way, forward by what is stored.
+            Ok(()) => match self.state.flows.lookup(&key) {
+                Some(hit) => self.forward_hit(packet, headers, origin, &hit),
+                None => self.drop(packet, Reason::FlowTableFull),
+            },
+            Err(refusal) if refusal.reason == Reason::Invalid => self.invalid(packet, headers, origin),
+            Err(refusal) => self.refuse(packet, headers, refusal),
+        }
+    }
+
+    /// Everything that is decided once for a connection, and its entries.
+    fn decide(
+        &mut self,
+        packet: &Packet,
+        headers: &Headers<A>,
+        key: &FlowKey<A>,
+        origin: Origin,
+    ) -> Result<(), Refusal> {
+        if origin != Origin::Host {
+            martian(headers)?;
+        }
+        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
+        let state = flow::first_packet(key, event).map_err(|flow::Invalid| Reason::Invalid)?;
+        if !verify_transport_checksum(packet, headers) {
+            return Err(Reason::TransportChecksum.into());
+        }
+
+        let mut request = self.request(headers, origin);
+        let Destination { choice, mut mark } =
+            self.tables.services.destination(&request, &mut Watch(&mut *self.observer));
+        if let Some((frontend, set)) = choice {
+            let place = self.choose(set.len);
+            let backend = self.tables.services.backends(set)[place as usize];
+            let (address, port) = (backend.address, backend.port);
+            self.observer.see(Event::Chose { frontend, set, place, address: address.into(), port });
+            if address == headers.source {
+                mark = Mark::Set;
+                self.observer.see(Event::Hairpin);
+            }
+            request.destination = address;
+            request.destination_port = port;
+            request.destination_is_local = self.locality(address);
+        } else {
+            self.observer.see(Event::NoFrontend);
+        }
+
+        let way = self.route(request.destination)?;
+        let next_hop = self.next_hop(way);
+        if let Way::Port(adjacency) = way {
+            self.fits(packet, headers, origin, self.state.neighbours.mtu(adjacency))?;
+        }
+        self.guard_loopback(&request, way, choice.is_some())?;
+        self.filter(&request, way, mark)?;
+
+        let out = next_hop.map(|(port, _)| port);
+        let cause = self.masquerade_cause(&request, way, out, mark);
+        let mut outgoing =
+            FlowKey { destination: request.destination, destination_port: request.destination_port, ..*key };
+        let mode = match cause {
+            Some(_) => {
+                let interfaces = &self.tables.routing.interfaces;
+                let neighbour = next_hop.map_or(request.destination, |(_, address)| address);
+                let source = interfaces.masquerade_source(out, neighbour, request.destination);
+                outgoing.source = source.ok_or(Reason::SnatExhausted)?;
+                self.masquerade.ports
+            }
+            // NAT-03: even an untouched source changes its port when its reply could not be told apart.
+            None => MasqueradePorts::Keep,
+        };
+        let connection = Connection { original: *key, way, mark, state };
+        let source_port = self.insert(&connection, outgoing, PortSearch::of(mode, key))?;
+        if let Some(rule) = cause {
+            self.observer.see(Event::Masqueraded { rule, source: outgoing.source.into(), source_port });
+        }
+        Ok(())
+    }
+
+    pub(super) fn request(&self, headers: &Headers<A>, origin: Origin) -> Request<A> {
+        Request {
+            source: headers.source,
+            destination: headers.destination,
+            destination_port: headers.destination_port,
+            protocol: headers.protocol,
+            origin,
+            source_is_local: self.locality(headers.source),
+            destination_is_local: self.locality(headers.destination),
+        }
+    }
+
+    pub(super) fn locality(&self, address: A::Addr) -> Locality {
+        if self.tables.routing.interfaces.is_local(address) { Locality::Local } else { Locality::Remote }
+    }
+
+    /// EP-06: uniform and independent.
+    fn choose(&mut self, backends: u32) -> u32 {
+        match self.core.fixed_choice {
+            Some(place) if place < backends => place,
+            _ => self.core.random.random_range(0..backends),
+        }
+    }
+
+    /// WK-06, RT-02.
+    pub(super) fn route(&mut self, destination: A::Addr) -> Result<Way, Refusal> {
+        let found = self.tables.routing.fib.lookup(destination);
+        let result = match found.map(|route| route.kind) {
+            Some(RouteKind::Via(hop)) => {
+                let neighbour = hop.neighbour(destination);
+                let adjacency = self.state.neighbours.get_or_create(hop.port, neighbour, self.now);
+                adjacency.map(Way::Port).map_err(Refusal::from)
+            }
+            Some(RouteKind::Local | RouteKind::Broadcast | RouteKind::Multicast | RouteKind::Host) => {
+                Ok(Way::Host)
+            }
+            Some(RouteKind::Blackhole) => Err(Reason::RouteBlackhole.into()),
+            Some(RouteKind::Unreachable) => {
+                Err(Refusal::answered(Reason::RouteUnreachable, ErrorKind::HostUnreachable))
+            }
+            Some(RouteKind::Prohibit) => {
+                Err(Refusal::answered(Reason::RouteProhibit, ErrorKind::AdminProhibited))
+            }
+            None => Err(Refusal::answered(Reason::NoRoute, ErrorKind::NetUnreachable)),
+        };
+        let route = match (result, found) {
+            (Err(refusal), _) => RouteSeen::Refused(refusal.reason),
+            (Ok(Way::Port(_)), Some(Route { kind: RouteKind::Via(hop), prefix, .. })) => RouteSeen::Via {
+                port: hop.port,
+                gateway: hop.gateway.map(Into::into),
+                prefix_length: prefix.len(),
+            },
+            (Ok(_), _) => RouteSeen::Host,
+        };
+        self.observer.see(Event::Routed { destination: destination.into(), route });
+        result
+    }
+
+    /// Port and address of the neighbour that the way leads to.
+    fn next_hop(&self, way: Way) -> Option<(PortId, A::Addr)> {
+        match way {
+            Way::Port(adjacency) => {
+                let address = self.state.neighbours.address(adjacency)?;
+                Some((self.state.neighbours.port(adjacency), address))
+            }
+            Way::Host => None,
+        }
+    }
+
+    /// NO-07: loopback is closed to what comes from outside it, unless a node port translated it there.
+    fn guard_loopback(&self, request: &Request<A>, way: Way, translated: bool) -> Result<(), Refusal> {
+        let guarded = self.tables.loopback_guard == LoopbackGuard::On
+            && (way == Way::Host || request.origin == Origin::Host)
+            && request.destination.is_loopback()
+            && !request.source.is_loopback()
+            && !translated;
+        if guarded { Err(Reason::LoopbackGuard.into()) } else { Ok(()) }
+    }
+
+    /// WK-07 and WK-08: what the filter says to a packet whose connection has not seen a reply. `request`
+    /// has the destination after translation.
+    pub(super) fn filter(&mut self, request: &Request<A>, way: Way, mark: Mark) -> Result<(), Refusal> {
+        if request.origin == Origin::Host {
+            self.filter_at(FilterStage::Output, request)?;
+        }
+        match way {
+            Way::Host => self.filter_at(FilterStage::Input, request),
+            Way::Port(_) if request.origin == Origin::Host => Ok(()),
+            Way::Port(_) if mark == Mark::Set => {
+                // Accepted before the Service tables are asked. The firewall of source ranges stands even
+                // before that, but a destination it knows has not been translated and is not marked.
+                let (stage, skipped) = (FilterStage::Forward, Some(FilterSkip::Marked));
+                self.observer.see(Event::Filtered { stage, verdict: None, skipped });
+                Ok(())
+            }
+            Way::Port(_) => self.filter_at(FilterStage::Forward, request),
+        }
+    }
+
+    fn filter_at(&mut self, stage: FilterStage, request: &Request<A>) -> Result<(), Refusal> {
+        let verdict = self.tables.services.filter(stage, request);
+        self.observer.see(Event::Filtered { stage, verdict, skipped: None });
+        match verdict {
+            None => Ok(()),
+            Some(FilterVerdict::NoEndpoints) => {
+                Err(Refusal::answered(Reason::NoEndpoints, ErrorKind::PortUnreachable))
+            }
+            Some(FilterVerdict::NoLocalEndpoints) => Err(Reason::NoLocalEndpoints.into()),
+            Some(FilterVerdict::SourceRange) => Err(Reason::SourceRange.into()),
+        }
+    }
+
+    /// WK-09: which rule masquerades, if one does. What a port sends to the node passes no such stage.
+    fn masquerade_cause(
+        &self,
+        request: &Request<A>,
+        way: Way,
+        out: Option<PortId>,
+        mark: Mark,
+    ) -> Option<MasqueradeCause> {
+        if way == Way::Host && request.origin != Origin::Host {
+            return None;
+        }
+        if mark == Mark::Set {
+            return Some(MasqueradeCause::Mark);
+        }
+        let rules = &self.tables.masquerade;
+        let matching = rules.iter().position(|rule| rule.matches(request.source, request.destination, out));
+        matching.map(MasqueradeCause::Rule)
+    }
+
+    /// Inserts both directions under the first source port whose reply tuple is free (NAT-03, NAT-05), and
+    /// says which it is.
+    fn insert(
+        &mut self,
+        connection: &Connection<A>,
+        mut outgoing: FlowKey<A>,
+        ports: PortSearch,
+    ) -> Result<u16, Refusal> {
+        for port in ports.candidates(&mut self.core.random) {
+            outgoing.source_port = port;
+            let new = NewConnection {
+                original: connection.original,
+                reply: outgoing.reply(),
+                mark: if connection.mark == Mark::Set { self.masquerade.mark } else { 0 },
+                state: connection.state,
+                original_next_hop: connection.way.reference(self.state.generation),
+                reply_next_hop: NextHopRef::default(),
+            };
+            match self.state.flows.insert(&new, self.now.into()) {
+                Ok(_) | Err(InsertError::OriginalExists(_)) => return Ok(port),
+                Err(InsertError::ReplyTaken) => {}
+                Err(InsertError::Full) => return Err(Reason::FlowTableFull.into()),
+            }
+        }
+        Err(Reason::SnatExhausted.into())
+    }
+
+    /// CT-08: to the node untranslated, otherwise nowhere.
+    pub(super) fn invalid(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
+        self.observer.see(Event::Invalid);
+        if origin != Origin::Host && self.locality(headers.destination) == Locality::Local {
+            self.deliver(packet);
+        } else {
+            self.drop(packet, Reason::Invalid);
+        }
+    }
+}
+
+/// What is known of a connection before its source port is.
+struct Connection<A: Family> {
+    original: FlowKey<A>,
+    way: Way,
+    mark: Mark,
+    state: State,
+}
+
+/// FW-03: addresses that no packet from a port may have.
+fn martian<A: Family>(headers: &Headers<A>) -> Result<(), Refusal> {
+    let (source, destination) = (headers.source, headers.destination);
+    let broadcast = |address: A::Addr| A::VERSION == 4 && address.bits() == u128::from(u32::MAX);
+    if source.is_loopback() || source.is_multicast() || source.is_unspecified() || broadcast(source) {
+        return Err(Reason::MartianSource.into());
+    }
+    if destination.is_loopback() || destination.is_unspecified() {
+        return Err(Reason::MartianDestination.into());
+    }
+    Ok(())
+}
+
+/// Passes what the walk meets on to an observer.
+struct Watch<'a, T>(&'a mut T);
+
+impl<A: Family, T: Observer> Walk<A> for Watch<'_, T> {
+    fn matched(&mut self, frontend: FrontendId) {
+        self.0.see(Event::Matched(frontend));
+    }
+    fn outside_ranges(&mut self, frontend: FrontendId) {
+        self.0.see(Event::OutsideRanges(frontend));
+    }
+    fn marked(&mut self, frontend: FrontendId, reason: MarkReason) {
+        self.0.see(Event::Marked(frontend, reason));
+    }
+    fn short_circuit(&mut self, frontend: FrontendId) {
+        self.0.see(Event::ShortCircuit(frontend));
+    }
+    fn fell_through(&mut self, frontend: FrontendId) {
+        self.0.see(Event::FellThrough(frontend));
+    }
+}

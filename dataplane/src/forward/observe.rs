@@ -1,0 +1,175 @@
+//! What the forwarder decided, step by step, for whoever watches. The pipeline tells every step to an
+//! [`Observer`]; forwarding itself passes [`Nobody`], whose empty method leaves no trace in the generated
+//! code. `pollux trace` and the demo watch the same code that forwards, so they cannot disagree with it.
+
+use std::net::IpAddr;
+
+use crate::packet::{LinkAddr, PortId, Protocol};
+use crate::service::{BackendSet, FilterStage, FilterVerdict, FrontendId, MarkReason, Origin};
+use crate::stats::Reason;
+
+/// Receives the steps of packets, in order.
+pub trait Observer {
+    /// One step of the packet in hand.
+    fn see(&mut self, event: Event);
+}
+
+/// Watches nothing.
+pub struct Nobody;
+
+impl Observer for Nobody {
+    #[inline(always)]
+    fn see(&mut self, _: Event) {}
+}
+
+impl Observer for Vec<Event> {
+    fn see(&mut self, event: Event) {
+        self.push(event);
+    }
+}
+
+/// One step of a packet's way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A packet came in.
+    Received {
+        /// The port.
+        port: PortId,
+        /// What it means for the walk.
+        origin: Origin,
+        /// Source, destination, protocol.
+        source: IpAddr,
+        /// Source port, or ICMP identifier.
+        source_port: u16,
+        /// Destination before any translation.
+        destination: IpAddr,
+        /// Destination port, or ICMP type and code.
+        destination_port: u16,
+        /// The protocol.
+        protocol: Protocol,
+    },
+    /// The packet belongs to a known connection.
+    FlowHit {
+        /// Whether it goes the way of the connection's first packet.
+        direction: crate::flow::Direction,
+    },
+    /// It belongs to no connection that is known.
+    FlowMiss,
+    /// It can neither belong to one nor begin one.
+    Invalid,
+    /// It is not tracked (ICMP errors and the like): routed as it is.
+    Untracked,
+    /// A frontend matches (WK-01).
+    Matched(FrontendId),
+    /// The source is outside the frontend's ranges (WK-03).
+    OutsideRanges(FrontendId),
+    /// Marked for masquerading.
+    Marked(FrontendId, MarkReason),
+    /// Policy Local, short-circuited to the cluster's endpoints (WK-04).
+    ShortCircuit(FrontendId),
+    /// The frontend has nothing to choose from.
+    FellThrough(FrontendId),
+    /// No frontend translates the packet.
+    NoFrontend,
+    /// A backend was chosen.
+    Chose {
+        /// By this frontend.
+        frontend: FrontendId,
+        /// Among these.
+        set: BackendSet,
+        /// The place of the chosen one among them.
+        place: u32,
+        /// Its address.
+        address: IpAddr,
+        /// Its port.
+        port: u16,
+    },
+    /// The chosen backend is the source itself: marked (MQ-03).
+    Hairpin,
+    /// A route was found for the destination.
+    Routed {
+        /// The destination asked for.
+        destination: IpAddr,
+        /// What the route says.
+        route: RouteSeen,
+    },
+    /// The filter let the packet go on, or not.
+    Filtered {
+        /// Where.
+        stage: FilterStage,
+        /// Nothing: accepted.
+        verdict: Option<FilterVerdict>,
+        /// Why nothing was asked, if so.
+        skipped: Option<FilterSkip>,
+    },
+    /// The source is masqueraded.
+    Masqueraded {
+        /// By the mark, or by the configuration's rule of this number.
+        rule: MasqueradeCause,
+        /// The new source address.
+        source: IpAddr,
+        /// The new source port or identifier.
+        source_port: u16,
+    },
+    /// The packet waits for the link address of its next hop.
+    Held {
+        /// The way out.
+        port: PortId,
+        /// Whose link address is asked for.
+        neighbour: IpAddr,
+    },
+    /// The packet left.
+    Sent {
+        /// The way out.
+        port: PortId,
+        /// Link source.
+        link_source: LinkAddr,
+        /// Link destination.
+        link_destination: LinkAddr,
+    },
+    /// The packet was given to the host.
+    Delivered {
+        /// The host port.
+        port: PortId,
+    },
+    /// The packet was dropped.
+    Dropped(Reason),
+    /// Its source is told so by an ICMP error.
+    Answered(crate::packet::icmp::ErrorKind),
+}
+
+/// A route, as far as a trace shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RouteSeen {
+    /// Out of a port.
+    Via {
+        /// The way out.
+        port: PortId,
+        /// The gateway; nothing on link.
+        gateway: Option<IpAddr>,
+        /// Length of the matching prefix.
+        prefix_length: u8,
+    },
+    /// To the host.
+    Host,
+    /// Nowhere.
+    Refused(Reason),
+}
+
+/// Why the filter did not ask the Service tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FilterSkip {
+    /// Marked packets are accepted before (WK-07).
+    Marked,
+    /// Packets of a connection that has seen a reply are.
+    Established,
+}
+
+/// Which rule masquerades.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MasqueradeCause {
+    /// The mark (MQ-08).
+    Mark,
+    /// A rule of the configuration.
+    Rule(usize),
+}

@@ -1,0 +1,266 @@
+//! The snapshot that `control` compiles and the forwarder reads: ports, Services, routes, rules. It is
+//! replaced as a whole, so a packet sees all of the old or all of the new state (UP-01).
+//!
+//! What changes at different paces is shared between snapshots: a change of Services keeps the routing of
+//! the snapshot before, by reference, and no established flow looks at anything again.
+
+use std::sync::Arc;
+
+use crate::packet::{Family, LinkAddr, PortId, Prefix, V4, V6};
+use crate::route::{Fib, Interfaces};
+use crate::service::Services;
+
+/// Everything the forwarder reads.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// The ports, each at the place of its number.
+    pub ports: Arc<Ports>,
+    /// IPv4. Nothing: Pollux does not forward the family, and leaves its frames to the host.
+    pub v4: Option<FamilyTables<V4>>,
+    /// IPv6, likewise.
+    pub v6: Option<FamilyTables<V6>>,
+    /// How connections are masqueraded.
+    pub masquerade: Masquerade,
+}
+
+/// How connections are masqueraded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Masquerade {
+    /// The mark of a connection that is (MQ-08): the bit of kube-proxy's `masqueradeBit`.
+    pub mark: u32,
+    /// Where its source port comes from (NAT-05).
+    pub ports: MasqueradePorts,
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        Masquerade { mark: 1 << 14, ports: MasqueradePorts::default() }
+    }
+}
+
+/// The tables of one family.
+#[derive(Debug)]
+pub struct FamilyTables<A: Family> {
+    /// Frontends and backends.
+    pub services: Services<A>,
+    /// Routes and the addresses they rest on.
+    pub routing: Arc<Routing<A>>,
+    /// Masquerade rules beside that of the mark, in order (W5, W14).
+    pub masquerade: Vec<MasqueradeRule<A>>,
+    /// NO-07.
+    pub loopback_guard: LoopbackGuard,
+}
+
+impl<A: Family> Default for FamilyTables<A> {
+    fn default() -> Self {
+        FamilyTables {
+            services: Services::default(),
+            routing: Arc::default(),
+            masquerade: Vec::new(),
+            loopback_guard: LoopbackGuard::Off,
+        }
+    }
+}
+
+/// Where packets go.
+#[derive(Debug)]
+pub struct Routing<A: Family> {
+    /// Longest prefix match.
+    pub fib: Fib<A>,
+    /// Interfaces and their addresses, in the order of their creation.
+    pub interfaces: Interfaces<A>,
+}
+
+impl<A: Family> Default for Routing<A> {
+    fn default() -> Self {
+        Routing { fib: Fib::build(Vec::new()), interfaces: Interfaces::default() }
+    }
+}
+
+/// The ports of the forwarder.
+#[derive(Clone, Debug, Default)]
+pub struct Ports {
+    list: Vec<PortInfo>,
+    host: Option<PortId>,
+}
+
+impl Ports {
+    /// Numbers the ports in the order given. The first with the role `host` is the host port.
+    ///
+    /// # Panics
+    /// If there are more than [`PortId::MAX`].
+    pub fn new(list: Vec<PortInfo>) -> Ports {
+        assert!(list.len() <= PortId::MAX, "more than {} ports", PortId::MAX);
+        let host = list.iter().position(|port| port.role == Role::Host).map(|at| PortId(at as u16));
+        Ports { list, host }
+    }
+
+    /// A port, if there is one of that number.
+    #[inline]
+    pub fn get(&self, id: PortId) -> Option<&PortInfo> {
+        self.list.get(id.index())
+    }
+
+    /// The port that leads to the node's own stack.
+    #[inline]
+    pub fn host(&self) -> Option<PortId> {
+        self.host
+    }
+
+    /// The number of the port called `name`.
+    pub fn by_name(&self, name: &str) -> Option<PortId> {
+        self.list.iter().position(|port| port.name == name).map(|at| PortId(at as u16))
+    }
+
+    /// All ports with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (PortId, &PortInfo)> {
+        self.list.iter().enumerate().map(|(at, port)| (PortId(at as u16), port))
+    }
+
+    /// How many ports there are.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is no port.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+/// What the forwarder knows of a port (PT-01).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortInfo {
+    /// Its name.
+    pub name: String,
+    /// What it leads to.
+    pub role: Role,
+    /// The port's own link address. Of the host port: that of the node's side, to which frames for the
+    /// host are addressed.
+    pub link_address: LinkAddr,
+    /// Largest IP packet, bytes.
+    pub mtu: u32,
+    /// What becomes of frames that are not IP for Pollux to forward (FW-06).
+    pub foreign: Foreign,
+    /// Whether the detector takes the interface for a pod's (MQ-02).
+    pub detected: Detected,
+    /// Whether the kernel sees the port's frames as well, answers ARP and takes what is not Pollux's.
+    pub sharing: Sharing,
+    /// NB-01: whether every ARP request is answered.
+    pub proxy_arp: ProxyArp,
+}
+
+/// What a port leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// The cluster's network.
+    Uplink,
+    /// A pod.
+    Pod,
+    /// The node's own stack (PT-02).
+    Host,
+}
+
+/// FW-06.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Foreign {
+    /// To the host port.
+    #[default]
+    ToHost,
+    /// Dropped and counted.
+    Drop,
+}
+
+/// The detector's view of an input interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Detected {
+    /// A pod's interface.
+    Pod,
+    /// Another.
+    #[default]
+    Other,
+}
+
+/// Who else sees a port's frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sharing {
+    /// Nobody: Pollux owns the port.
+    #[default]
+    Owned,
+    /// The kernel (PT-05).
+    WithKernel,
+}
+
+/// NB-01.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ProxyArp {
+    /// Only requests for the port's own addresses are answered.
+    #[default]
+    Off,
+    /// Every request is.
+    On,
+}
+
+/// NO-07.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LoopbackGuard {
+    /// `localhostNodePorts` is not in force.
+    #[default]
+    Off,
+    /// It is: loopback is closed to sources outside it.
+    On,
+}
+
+/// NAT-05.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MasqueradePorts {
+    /// The original port if it is free.
+    Keep,
+    /// Any free port of the original one's class.
+    #[default]
+    Random,
+}
+
+/// A rule that masquerades what leaves the node, as in
+/// `-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE`. What is not given matches everything.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MasqueradeRule<A: Family> {
+    /// Its name, for output.
+    pub name: String,
+    /// Source addresses.
+    pub source: Option<Match<Prefix<A>>>,
+    /// Destination addresses.
+    pub destination: Option<Match<Prefix<A>>>,
+    /// The way out: the number of the port called so, or nothing when no port is.
+    pub out: Option<Match<Option<PortId>>>,
+}
+
+/// A condition and its negation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Match<T> {
+    /// The field is this.
+    Is(T),
+    /// The field is anything else.
+    Not(T),
+}
+
+impl<T> Match<T> {
+    fn holds(&self, test: impl Fn(&T) -> bool) -> bool {
+        match self {
+            Match::Is(value) => test(value),
+            Match::Not(value) => !test(value),
+        }
+    }
+}
+
+impl<A: Family> MasqueradeRule<A> {
+    /// Whether the rule masquerades a packet that leaves through `out`; nothing: that the host sends to itself.
+    pub fn matches(&self, source: A::Addr, destination: A::Addr, out: Option<PortId>) -> bool {
+        let within = |rule: &Option<Match<Prefix<A>>>, address| {
+            rule.as_ref().is_none_or(|rule| rule.holds(|prefix| prefix.contains(address)))
+        };
+        within(&self.source, source)
+            && within(&self.destination, destination)
+            && self.out.as_ref().is_none_or(|rule| rule.holds(|port| port.is_some() && *port == out))
+    }
+}
