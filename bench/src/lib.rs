@@ -1,1 +1,3 @@
 //! Benchmarks of Pollux; see `benches/`.
+
+pub mod instructions;

@@ -1,0 +1,45 @@
+# The ways to use this repository. Each target first installs what it needs and the machine lacks
+# (scripts/setup.sh) and says what it installed.
+
+CARGO ?= cargo
+# Debian leaves the administrator's commands (ip, iptables) out of an ordinary user's PATH.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+target := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help demo test bench instructions lint
+
+help:
+	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
+	@echo 'make test          all tests, then the guard over instruction counts'
+	@echo 'make bench         benchmarks: time for each packet, then instruction counts'
+	@echo 'make instructions  the guard over instruction counts alone'
+	@echo 'make lint          formatting, clippy, documentation, licences: no warning passes'
+
+demo:
+	@scripts/setup.sh demo
+	$(CARGO) build --locked --release --package pollux-control --bin pollux
+	$(target)/release/pollux demo
+
+test:
+	@scripts/setup.sh test
+	$(CARGO) test --locked --workspace
+	$(CARGO) bench --locked --package pollux-bench --bench instructions
+
+bench:
+	@scripts/setup.sh bench
+	$(CARGO) bench --locked --package pollux-bench
+
+instructions:
+	@scripts/setup.sh bench
+	$(CARGO) bench --locked --package pollux-bench --bench instructions
+
+lint:
+	@scripts/setup.sh lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	@if command -v cargo-deny >/dev/null; then \
+		$(CARGO) deny --workspace check bans licenses sources; \
+	else \
+		echo 'lint: licences and sources not checked: cargo install --locked cargo-deny'; \
+	fi
