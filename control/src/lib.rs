@@ -1,3 +1,14 @@
 //! The control plane: cluster objects in, data plane tables out.
+//!
+//! ```text
+//! files → document → cluster (Service, EndpointSlice, Node) ─┐
+//!                 └→ config  (KubeProxyConfiguration, Node) ──┴→ translate → tables
+//! ```
+//!
+//! Input is checked once, where it enters: [`cluster`] and `config` hold only values that make sense,
+//! and say everything that is wrong at once ([`problem::Problems`]).
 
+pub mod cluster;
+pub mod document;
 pub mod kernel;
+pub mod problem;
