@@ -183,6 +183,8 @@ pub fn parse_yaml(text: &str) -> Result<Vec<Value>, String> {
         strict_booleans: true,
         leading_zero_numbers_as_strings: true,
         underscored_numbers_as_strings: true,
+        // An unquoted `!docker0` is a tag on nothing, not a negated name.
+        reject_unsupported_tags: true,
         with_snippet: false,
         emit_comments: false,
     };

@@ -5,10 +5,11 @@
 //!                 └→ config  (KubeProxyConfiguration, Node) ──┴→ translate → tables
 //! ```
 //!
-//! Input is checked once, where it enters: [`cluster`] and `config` hold only values that make sense,
+//! Input is checked once, where it enters: [`cluster`] and [`config`] hold only values that make sense,
 //! and say everything that is wrong at once ([`problem::Problems`]).
 
 pub mod cluster;
+pub mod config;
 pub mod document;
 pub mod kernel;
 pub mod problem;
