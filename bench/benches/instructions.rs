@@ -8,10 +8,7 @@ use pollux_bench::instructions::{self, Case, Work};
 use pollux_dataplane::packet::{BURST, Burst, Packet, PortId};
 use pollux_dataplane::pool::Pool;
 
-const CASES: &[Case] = &[Case {
-    name: "pool",
-    prepare: pool,
-}];
+const CASES: &[Case] = &[Case { name: "pool", prepare: pool }];
 
 fn main() -> ExitCode {
     instructions::main(CASES)
@@ -38,11 +35,7 @@ fn pool() -> Work {
                 drop(burst);
             }
             // Nothing was lost on the way.
-            if pool.available() == pool.capacity() {
-                taken
-            } else {
-                0
-            }
+            if pool.available() == pool.capacity() { taken } else { 0 }
         }),
     }
 }

@@ -92,11 +92,7 @@ pub fn main(cases: &[Case]) -> ExitCode {
     };
     let report = compare(&expected, &counted);
     print!("{}", report.text);
-    if report.failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    if report.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// A name and its instructions per operation.
@@ -113,10 +109,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Failure::NoValgrind(error) => {
-                write!(
-                    f,
-                    "valgrind can not be started ({error}): scripts/setup.sh test installs it"
-                )
+                write!(f, "valgrind can not be started ({error}): scripts/setup.sh test installs it")
             }
             Failure::Valgrind { case, said } => write!(f, "{case} failed under valgrind:\n{said}"),
             Failure::Output { case, error } => write!(f, "{case}: callgrind's output: {error}"),
@@ -158,10 +151,7 @@ fn count(case: &Case) -> Result<Count, Failure> {
 
 fn count_into(case: &Case, output_file: &Path) -> Result<Count, Failure> {
     let case_name = case.name;
-    let failed = |error| Failure::Output {
-        case: case_name,
-        error,
-    };
+    let failed = |error| Failure::Output { case: case_name, error };
     let mut out_argument = std::ffi::OsString::from("--callgrind-out-file=");
     out_argument.push(output_file);
     let path = env::var_os("PATH").unwrap_or_default();
@@ -181,18 +171,12 @@ fn count_into(case: &Case, output_file: &Path) -> Result<Count, Failure> {
     let said = || {
         let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
         said.push_str(&String::from_utf8_lossy(&output.stdout));
-        Failure::Valgrind {
-            case: case_name,
-            said,
-        }
+        Failure::Valgrind { case: case_name, said }
     };
     if !output.status.success() {
         return Err(said());
     }
-    let operations: f64 = String::from_utf8_lossy(&output.stdout)
-        .trim()
-        .parse()
-        .map_err(|_| said())?;
+    let operations: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|_| said())?;
     let total = total(&fs::read_to_string(output_file).map_err(failed)?).filter(|&total| total > 0);
     match total {
         Some(total) => Ok((case.name.to_owned(), total as f64 / operations)),
@@ -202,13 +186,7 @@ fn count_into(case: &Case, output_file: &Path) -> Result<Count, Failure> {
 
 /// The instructions of a callgrind output: its `totals:` line, for the only event `Ir`.
 fn total(callgrind_output: &str) -> Option<u64> {
-    callgrind_output
-        .lines()
-        .rev()
-        .find_map(|line| line.strip_prefix("totals:"))?
-        .trim()
-        .parse()
-        .ok()
+    callgrind_output.lines().rev().find_map(|line| line.strip_prefix("totals:"))?.trim().parse().ok()
 }
 
 fn expected_file() -> PathBuf {
@@ -231,12 +209,7 @@ fn parse(text: &str) -> Result<Vec<Count>, String> {
         .enumerate()
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
         .map(|(number, line)| {
-            let wrong = || {
-                format!(
-                    "line {}: {line:?} is not a name and a positive number",
-                    number + 1
-                )
-            };
+            let wrong = || format!("line {}: {line:?} is not a name and a positive number", number + 1);
             let mut words = line.split_whitespace();
             let (Some(name), Some(count), None) = (words.next(), words.next(), words.next()) else {
                 return Err(wrong());
@@ -263,17 +236,13 @@ fn compare(expected: &[Count], counted: &[Count]) -> Report {
     let mut improved = false;
     for (name, count) in counted {
         let Some((_, wanted)) = expected.iter().find(|(other, _)| other == name) else {
-            let _ = writeln!(
-                failures,
-                "{name}: {count:.2} counted, no count expected; to accept it: {update}"
-            );
+            let _ =
+                writeln!(failures, "{name}: {count:.2} counted, no count expected; to accept it: {update}");
             continue;
         };
         let percent = (count / wanted - 1.0) * 100.0;
-        let _ = writeln!(
-            text,
-            "{name:<24} expected {wanted:>10.2}  counted {count:>10.2}  {percent:>+7.2} %"
-        );
+        let _ =
+            writeln!(text, "{name:<24} expected {wanted:>10.2}  counted {count:>10.2}  {percent:>+7.2} %");
         if percent > TOLERANCE_PERCENT {
             let _ = writeln!(
                 failures,
@@ -288,16 +257,10 @@ fn compare(expected: &[Count], counted: &[Count]) -> Report {
         }
     }
     if improved {
-        let _ = writeln!(
-            text,
-            "better than expected; to keep it from getting worse again: {update}"
-        );
+        let _ = writeln!(text, "better than expected; to keep it from getting worse again: {update}");
     }
     text.push_str(&failures);
-    Report {
-        text,
-        failed: !failures.is_empty(),
-    }
+    Report { text, failed: !failures.is_empty() }
 }
 
 #[cfg(test)]
@@ -305,9 +268,7 @@ mod tests {
     use super::*;
 
     fn counts(list: &[(&str, f64)]) -> Vec<Count> {
-        list.iter()
-            .map(|&(name, count)| (name.to_owned(), count))
-            .collect()
+        list.iter().map(|&(name, count)| (name.to_owned(), count)).collect()
     }
 
     #[test]
@@ -316,11 +277,7 @@ mod tests {
         assert!(!compare(&expected, &counts(&[("established", 205.9)])).failed);
         let report = compare(&expected, &counts(&[("established", 206.1)]));
         assert!(report.failed);
-        assert!(
-            report
-                .text
-                .contains("206.10 instructions, expected 200.00 (+3.05 %)")
-        );
+        assert!(report.text.contains("206.10 instructions, expected 200.00 (+3.05 %)"));
     }
 
     #[test]
@@ -329,11 +286,7 @@ mod tests {
         let report = compare(&expected, &counts(&[("established", 150.0)]));
         assert!(!report.failed);
         assert!(report.text.contains("--update"));
-        assert!(
-            !compare(&expected, &counts(&[("established", 199.0)]))
-                .text
-                .contains("--update")
-        );
+        assert!(!compare(&expected, &counts(&[("established", 199.0)])).text.contains("--update"));
     }
 
     #[test]
@@ -349,22 +302,14 @@ mod tests {
     fn the_file_reads_back_as_written_and_nonsense_is_refused_with_its_line() {
         let both = counts(&[("established", 200.25), ("new", 900.5)]);
         assert_eq!(parse(&render(&both)).unwrap(), both);
-        for nonsense in [
-            "# fine\nnew",
-            "# fine\nnew 0",
-            "# fine\nnew NaN",
-            "# fine\nnew 1 2",
-        ] {
+        for nonsense in ["# fine\nnew", "# fine\nnew 0", "# fine\nnew NaN", "# fine\nnew 1 2"] {
             assert!(parse(nonsense).unwrap_err().starts_with("line 2:"));
         }
     }
 
     #[test]
     fn the_total_of_callgrinds_output_is_found() {
-        assert_eq!(
-            total("events: Ir\nsummary: 7\n\nfn=(1)\n0 7\n\ntotals: 7\n"),
-            Some(7)
-        );
+        assert_eq!(total("events: Ir\nsummary: 7\n\nfn=(1)\n0 7\n\ntotals: 7\n"), Some(7));
         assert_eq!(total("events: Ir\n"), None);
     }
 }

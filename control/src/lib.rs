@@ -1,4 +1,17 @@
 //! The control plane: cluster objects in, data plane tables out.
+//!
+//! ```text
+//! files → document → cluster (Service, EndpointSlice, Node) ─┐
+//!                 └→ config  (KubeProxyConfiguration, Node) ──┴→ translate → tables
+//! ```
+//!
+//! Input is checked once, where it enters: [`cluster`] and [`config`] hold only values that make sense,
+//! and say everything that is wrong at once ([`problem::Problems`]).
 
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod document;
 pub mod kernel;
 pub mod lab;
+pub mod problem;

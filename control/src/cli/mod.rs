@@ -1,0 +1,132 @@
+//! The command line: one file for each command. Data goes to stdout, everything else to stderr; the exit
+//! codes are [`Exit`]'s.
+
+mod manual;
+
+use std::fmt::Display;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::problem::{Problem, Problems};
+
+/// Userspace forwarding of Kubernetes Services: what kube-proxy's iptables rules do, at another speed.
+#[derive(Parser, Debug)]
+#[command(name = "pollux", version, max_term_width = 100, subcommand_required = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    #[command(flatten)]
+    Manual(manual::Command),
+}
+
+/// Arguments that name the cluster, the configuration and the node.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Common {
+    /// KubeProxyConfiguration and Pollux's own Node document; may hold several documents.
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// Services, EndpointSlices and Nodes: a file or a directory (.yaml .yml .json, also .gz).
+    #[arg(long, value_name = "PATH")]
+    pub objects: Vec<PathBuf>,
+    /// Name of this node; otherwise `hostnameOverride`, otherwise the system's host name.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+/// The exit codes of all commands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// Done, equal, no mismatch.
+    Done = 0,
+    /// A difference, a mismatch, a failed check.
+    Difference = 1,
+    /// Bad input or arguments; nothing was changed.
+    BadInput = 2,
+    /// The environment lacks something: privilege, interface, a tool.
+    Environment = 4,
+    /// Interrupted, and cleaned up.
+    Interrupted = 130,
+}
+
+/// A command that ended early: what is said on stderr, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    /// Bad input: one clear line for each problem.
+    pub fn bad_input(message: impl Display) -> Failure {
+        Failure { exit: Exit::BadInput, message: message.to_string() }
+    }
+
+    /// Something that the machine lacks, with what to do.
+    pub fn environment(message: impl Display) -> Failure {
+        Failure { exit: Exit::Environment, message: message.to_string() }
+    }
+
+    /// A check that failed.
+    pub fn difference(message: impl Display) -> Failure {
+        Failure { exit: Exit::Difference, message: message.to_string() }
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Failure {
+        Failure::bad_input(problems)
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// An I/O error while printing or talking to the machine.
+    fn from(error: io::Error) -> Failure {
+        Failure::environment(error)
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    restore_sigpipe();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // `--help` and `--version` are no errors; clap's own code for bad arguments is 2 already.
+            return ExitCode::from(if error.use_stderr() { Exit::BadInput as u8 } else { Exit::Done as u8 });
+        }
+    };
+    let result = match cli.command {
+        Command::Manual(command) => manual::run(&command),
+    };
+    match result {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(failure) => {
+            for line in failure.message.lines() {
+                eprintln!("pollux: {line}");
+            }
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+/// Says warnings on stderr.
+pub(crate) fn warn(warnings: &[Problem]) {
+    for warning in warnings {
+        eprintln!("pollux: warning: {warning}");
+    }
+}
+
+/// `pollux … | head` is to end quietly, as any filter does.
+fn restore_sigpipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action runs no code of ours.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}

@@ -1,0 +1,372 @@
+//! `pollux.dev/v1alpha1 Node`: what Pollux itself needs to know about the node it runs on. All fields:
+//!
+//! ```yaml
+//! apiVersion: pollux.dev/v1alpha1
+//! kind: Node
+//! serviceProxyName: edge            # serve Services that ask for this proxy by label, too (OBJ-02)
+//! workers: 1                        # packet threads
+//! flowTable:
+//!   connections: 262144             # instead of kube-proxy's conntrack.maxPerCore and min
+//! sysctl:                           # timeouts and switches by the last name of their sysctl (CT-05 to CT-07)
+//!   nf_conntrack_tcp_timeout_established: 86400
+//! ports:                            # what frames come in and go out through (PT-01)
+//! - name: ens3
+//!   role: uplink                    # uplink, pod, host
+//!   backend: af_packet              # af_packet, tap, pcap, memory
+//!   interface: ens3                 # the interface behind it; the port's name when it is not said
+//!   linkAddress: fa:16:3e:92:11:ca  # the interface's own when it is not said
+//!   mtu: 1500                       # bytes; the interface's own when it is not said
+//!   addresses: [172.16.1.50/12]     # the node's addresses on it
+//!   proxyArp: false                 # answer ARP for what is routed elsewhere (NB-01)
+//!   foreign: host                   # host, drop: what is not Pollux's to forward (FW-06)
+//!   index: 2                        # order of creation among ports and interfaces (NAT-04)
+//! interfaces:                       # interfaces that are no ports but hold addresses (NAT-04)
+//! - {name: lo, addresses: [127.0.0.1/8], index: 1}
+//! routes:                           # or: routes: kernel
+//! - {to: default, via: 172.16.0.1, dev: ens3, source: 172.16.1.50, metric: 100}
+//! - {to: 10.151.32.0/24, via: 172.16.2.77, dev: tunl0, onlink: true}
+//! - {to: 10.151.51.0/24, kind: blackhole}   # unicast, local, blackhole, unreachable, prohibit, broadcast, multicast
+//! - {to: 10.9.0.0/16, nextHops: [{via: 172.16.0.1, dev: ens3, weight: 2}, {via: 172.16.0.2, dev: ens3}]}
+//! neighbours:                       # or: neighbours: kernel
+//! - {address: 172.16.0.1, linkAddress: fa:16:3e:d2:26:34, dev: ens3}
+//! masquerade:
+//!   ports: random                   # random, keep (NAT-05)
+//!   rules:                          # beside kube-proxy's mark; a leading ! negates (W5, W14)
+//!   - {name: docker, source: 172.17.0.0/16, outPort: "!docker0"}
+//! ```
+//!
+//! An unknown field is an error. Connected subnets and the local routes of addresses need not be listed
+//! (RT-03). `routes` and `neighbours` that are not there mean none.
+
+mod read;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::net::IpAddr;
+
+use pollux_dataplane::packet::LinkAddr;
+use serde::Deserialize;
+
+use crate::cluster::IpPrefix;
+
+/// Pollux's own configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeConfig {
+    /// The value of the label `service-proxy-name` that does not exclude a Service (OBJ-02).
+    pub service_proxy_name: Option<String>,
+    /// Number of packet threads, when it is set.
+    pub workers: Option<u16>,
+    /// Connections that the flow table holds, when it is set.
+    pub connections: Option<u32>,
+    /// Settings by the last name of their sysctl, all of them in [`SYSCTLS`]. They win over the section
+    /// `conntrack` of kube-proxy's configuration.
+    pub sysctl: BTreeMap<String, u32>,
+    /// The ports.
+    pub ports: Vec<PortConfig>,
+    /// Interfaces that are no ports.
+    pub interfaces: Vec<InterfaceConfig>,
+    /// The routes.
+    pub routes: Source<RouteConfig>,
+    /// The neighbours.
+    pub neighbours: Source<NeighbourConfig>,
+    /// How masqueraded packets get their source port.
+    pub masquerade_ports: MasqueradePorts,
+    /// Masquerade rules beside kube-proxy's mark.
+    pub masquerade_rules: Vec<MasqueradeRule>,
+}
+
+/// What a sysctl's number means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SysctlKind {
+    /// A time in seconds, at least 1.
+    Seconds,
+    /// 0 is off, 1 is on.
+    Switch,
+    /// A number of times, 0 to 255.
+    Count,
+}
+
+/// The settings of `sysctl`, by the last name of the kernel's sysctl (CT-05 to CT-07, CT-11, NAT-08).
+pub const SYSCTLS: [(&str, SysctlKind); 28] = {
+    use SysctlKind::{Count, Seconds, Switch};
+    [
+        ("nf_conntrack_acct", Switch),
+        ("nf_conntrack_frag6_timeout", Seconds),
+        ("nf_conntrack_generic_timeout", Seconds),
+        ("nf_conntrack_icmp_timeout", Seconds),
+        ("nf_conntrack_icmpv6_timeout", Seconds),
+        ("nf_conntrack_sctp_timeout_closed", Seconds),
+        ("nf_conntrack_sctp_timeout_cookie_echoed", Seconds),
+        ("nf_conntrack_sctp_timeout_cookie_wait", Seconds),
+        ("nf_conntrack_sctp_timeout_established", Seconds),
+        ("nf_conntrack_sctp_timeout_heartbeat_sent", Seconds),
+        ("nf_conntrack_sctp_timeout_shutdown_ack_sent", Seconds),
+        ("nf_conntrack_sctp_timeout_shutdown_recd", Seconds),
+        ("nf_conntrack_sctp_timeout_shutdown_sent", Seconds),
+        ("nf_conntrack_tcp_be_liberal", Switch),
+        ("nf_conntrack_tcp_loose", Switch),
+        ("nf_conntrack_tcp_max_retrans", Count),
+        ("nf_conntrack_tcp_timeout_close", Seconds),
+        ("nf_conntrack_tcp_timeout_close_wait", Seconds),
+        ("nf_conntrack_tcp_timeout_established", Seconds),
+        ("nf_conntrack_tcp_timeout_fin_wait", Seconds),
+        ("nf_conntrack_tcp_timeout_last_ack", Seconds),
+        ("nf_conntrack_tcp_timeout_max_retrans", Seconds),
+        ("nf_conntrack_tcp_timeout_syn_recv", Seconds),
+        ("nf_conntrack_tcp_timeout_syn_sent", Seconds),
+        ("nf_conntrack_tcp_timeout_time_wait", Seconds),
+        ("nf_conntrack_tcp_timeout_unacknowledged", Seconds),
+        ("nf_conntrack_udp_timeout", Seconds),
+        ("nf_conntrack_udp_timeout_stream", Seconds),
+    ]
+};
+
+/// Where routes or neighbours come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source<T> {
+    /// From the kernel, followed live (RT-05).
+    Kernel,
+    /// From this file.
+    Listed(Vec<T>),
+}
+
+impl<T> Default for Source<T> {
+    fn default() -> Self {
+        Source::Listed(Vec::new())
+    }
+}
+
+/// An address on an interface, with the length of its subnet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InterfaceAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Length of the subnet's prefix in bits.
+    pub length: u8,
+}
+
+impl InterfaceAddress {
+    /// The subnet.
+    pub fn subnet(self) -> IpPrefix {
+        IpPrefix::new(self.address, self.length).expect("a length that fits the family")
+    }
+}
+
+impl Display for InterfaceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// A port (PT-01).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortConfig {
+    /// Its name, unique among ports and interfaces.
+    pub name: String,
+    /// What is behind it.
+    pub role: Role,
+    /// How its frames are read and written.
+    pub backend: Backend,
+    /// The interface behind it.
+    pub interface: String,
+    /// Its link address, when it is set.
+    pub link_address: Option<LinkAddr>,
+    /// The largest IP packet that fits, bytes, when it is set.
+    pub mtu: Option<u16>,
+    /// The node's addresses on it, in order.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Whether ARP for what is routed elsewhere is answered.
+    pub proxy_arp: ProxyArp,
+    /// Where frames go that are not Pollux's to forward.
+    pub foreign: Foreign,
+    /// Order of creation, when it is set.
+    pub index: Option<u32>,
+}
+
+/// What is behind a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The network.
+    Uplink,
+    /// A pod.
+    Pod,
+    /// The node's own stack (PT-02).
+    Host,
+}
+
+/// How a port's frames are read and written (PT-03).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// A packet socket on an interface.
+    AfPacket,
+    /// A TAP device.
+    Tap,
+    /// Capture files.
+    Pcap,
+    /// Memory, for tests.
+    Memory,
+}
+
+/// `proxyArp`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProxyArp {
+    /// Only the node's own addresses are answered for.
+    Off,
+    /// Addresses that are routed out of another port are answered for as well (Calico's 169.254.1.1).
+    On,
+}
+
+/// `foreign` (FW-06).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Foreign {
+    /// To the host port.
+    Host,
+    /// Dropped and counted.
+    Drop,
+}
+
+/// An interface that is no port but holds addresses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InterfaceConfig {
+    /// Its name.
+    pub name: String,
+    /// Its addresses, in order.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Order of creation, when it is set.
+    pub index: Option<u32>,
+}
+
+/// A route (RT-01, RT-02).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RouteConfig {
+    /// The destinations.
+    pub to: IpPrefix,
+    /// What happens to them.
+    pub kind: RouteKind,
+    /// Where they go: one or more for unicast, none for the kinds that drop.
+    pub next_hops: Vec<NextHopConfig>,
+    /// The preferred source (RT-04).
+    pub source: Option<IpAddr>,
+    /// The lower, the better among equal prefixes.
+    pub metric: u32,
+}
+
+/// The type of a route (RT-02).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "iproute2's own words")]
+pub enum RouteKind {
+    Unicast,
+    Local,
+    Blackhole,
+    Unreachable,
+    Prohibit,
+    Broadcast,
+    Multicast,
+}
+
+/// One way of a route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NextHopConfig {
+    /// The gateway; none is on link.
+    pub via: Option<IpAddr>,
+    /// The port or interface.
+    pub dev: String,
+    /// Share of the flows among the ways of a route, at least 1.
+    pub weight: u16,
+    /// Whether the gateway is reachable whatever the subnets say.
+    pub onlink: OnLink,
+    /// The kernel's mark on a device without carrier; information only (RT-04).
+    pub link: LinkState,
+}
+
+/// `onlink`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnLink {
+    /// The gateway lies in a connected subnet.
+    No,
+    /// The gateway is on the link, whatever the subnets say.
+    Yes,
+}
+
+/// `linkDown`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "self-explanatory")]
+pub enum LinkState {
+    Up,
+    Down,
+}
+
+/// A neighbour's link address (NB-01).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NeighbourConfig {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its link address.
+    pub link_address: LinkAddr,
+    /// The port or interface that it is behind.
+    pub dev: String,
+}
+
+/// `masquerade.ports` (NAT-05).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MasqueradePorts {
+    /// One of the original port's class at random, as `--random-fully`.
+    #[default]
+    Random,
+    /// The original port if it is free.
+    Keep,
+}
+
+/// A masquerade rule of the configuration: all conditions must hold, one that is not set always does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MasqueradeRule {
+    /// Its name in the output of `trace`.
+    pub name: String,
+    /// The packet's source, before masquerade.
+    pub source: Option<Match<IpPrefix>>,
+    /// Its destination, after DNAT.
+    pub destination: Option<Match<IpPrefix>>,
+    /// The port or interface that it leaves through.
+    pub out_port: Option<Match<String>>,
+}
+
+/// A condition, plain or negated with a leading `!`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Match<T> {
+    /// It is this, or in it.
+    Is(T),
+    /// It is not this, nor in it.
+    IsNot(T),
+}
+
+impl NodeConfig {
+    /// The port of this name.
+    pub fn port(&self, name: &str) -> Option<&PortConfig> {
+        self.ports.iter().find(|port| port.name == name)
+    }
+
+    /// Names and addresses of all ports and interfaces in the order of their creation, `lo` first (NAT-04):
+    /// by `index` where they have one, else ports before interfaces in the order of the file.
+    pub fn interfaces_by_age(&self) -> Vec<(&str, &[InterfaceAddress])> {
+        let ports = self.ports.iter().map(|port| (port.index, &port.name, &port.addresses));
+        let interfaces =
+            self.interfaces.iter().map(|interface| (interface.index, &interface.name, &interface.addresses));
+        let mut all: Vec<_> = ports.chain(interfaces).collect();
+        all.sort_by_key(|(index, name, _)| (*name != "lo", index.unwrap_or(u32::MAX)));
+        all.into_iter().map(|(_, name, addresses)| (name.as_str(), addresses.as_slice())).collect()
+    }
+
+    /// All addresses of ports and interfaces, in the order of [`NodeConfig::interfaces_by_age`].
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.interfaces_by_age()
+            .into_iter()
+            .flat_map(|(_, addresses)| addresses)
+            .map(|address| address.address)
+    }
+}

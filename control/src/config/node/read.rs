@@ -1,0 +1,453 @@
+//! From the document to a [`NodeConfig`], with every check that needs no look at the machine.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use pollux_dataplane::packet::{LinkAddr, V4, V6};
+use serde_json::Value;
+
+use super::wire::{
+    Wire, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource,
+};
+use super::*;
+use crate::cluster::parse_address;
+use crate::document::typed;
+use crate::problem::Findings;
+
+impl NodeConfig {
+    /// Reads the document. None if something was wrong: `findings` has it.
+    pub(in crate::config) fn read(value: Value, findings: &mut Findings) -> Option<NodeConfig> {
+        findings.enter_object("Node");
+        let errors = findings.error_count();
+        let wire: Wire = match typed(value) {
+            Ok(wire) => wire,
+            Err(text) => {
+                findings.error(text);
+                return None;
+            }
+        };
+        let mut config = NodeConfig {
+            service_proxy_name: wire.service_proxy_name,
+            workers: range("", "workers", wire.workers, 1..=1024, findings).map(|n| n as u16),
+            connections: range(
+                "",
+                "flowTable.connections",
+                wire.flow_table.connections,
+                1..=1 << 30,
+                findings,
+            ),
+            sysctl: sysctl(wire.sysctl, findings),
+            masquerade_ports: wire.masquerade.ports.unwrap_or_default(),
+            ..NodeConfig::default()
+        };
+        config.read_ports(wire.ports, wire.interfaces, findings);
+        config.routes = match wire.routes {
+            WireSource::Kernel => Source::Kernel,
+            WireSource::Listed(routes) => Source::Listed(config.read_routes(routes, findings)),
+        };
+        config.neighbours = match wire.neighbours {
+            WireSource::Kernel => Source::Kernel,
+            WireSource::Listed(neighbours) => Source::Listed(config.read_neighbours(neighbours, findings)),
+        };
+        let rules = wire.masquerade.rules.into_iter().enumerate();
+        config.masquerade_rules =
+            rules.map(|(index, rule)| config.read_rule(index, rule, findings)).collect();
+        (findings.error_count() == errors).then_some(config)
+    }
+
+    fn read_ports(&mut self, ports: Vec<WirePort>, interfaces: Vec<WireInterface>, findings: &mut Findings) {
+        let mut names = HashSet::new();
+        let mut indices = HashSet::new();
+        let mut known = |part: &str, name: &str, index: Option<u32>, findings: &mut Findings| {
+            interface_name(part, "name", name, findings);
+            if !names.insert(name.to_string()) {
+                findings.error_in(part, format!("name {name} is used by two ports or interfaces"));
+            }
+            if let Some(index) = index
+                && !indices.insert(index)
+            {
+                findings.error_in(part, format!("index {index} is used by two ports or interfaces"));
+            }
+        };
+        for wire in ports {
+            let part = format!("port {}", wire.name);
+            known(&part, &wire.name, wire.index, findings);
+            if let Some(interface) = &wire.interface {
+                interface_name(&part, "interface", interface, findings);
+            }
+            let link_address =
+                wire.link_address.and_then(|text| parse::<LinkAddr>(&part, "linkAddress", &text, findings));
+            if let Some(address) = link_address.filter(|address| address.is_group()) {
+                findings.error_in(&part, format!("linkAddress {address} is a group address"));
+            }
+            let role = wire.role;
+            self.ports.push(PortConfig {
+                role,
+                backend: wire.backend,
+                interface: wire.interface.unwrap_or_else(|| wire.name.clone()),
+                link_address,
+                mtu: range(&part, "mtu", wire.mtu, 68..=65_535, findings).map(|mtu| mtu as u16),
+                addresses: addresses(&part, wire.addresses, findings),
+                proxy_arp: match wire.proxy_arp {
+                    true => ProxyArp::On,
+                    false => ProxyArp::Off,
+                },
+                foreign: match (wire.foreign, role) {
+                    (Some(foreign), _) => foreign,
+                    (None, Role::Uplink) => Foreign::Host,
+                    (None, Role::Pod | Role::Host) => Foreign::Drop,
+                },
+                index: wire.index,
+                name: wire.name,
+            });
+        }
+        for wire in interfaces {
+            let part = format!("interface {}", wire.name);
+            known(&part, &wire.name, wire.index, findings);
+            self.interfaces.push(InterfaceConfig {
+                addresses: addresses(&part, wire.addresses, findings),
+                index: wire.index,
+                name: wire.name,
+            });
+        }
+        let with_index = indices.len();
+        if with_index != 0 && with_index != self.ports.len() + self.interfaces.len() {
+            findings.error("index must be set for every port and interface or for none");
+        }
+        let hosts: Vec<_> =
+            self.ports.iter().filter(|port| port.role == Role::Host).map(|port| port.name.as_str()).collect();
+        if let [first, second, ..] = hosts[..] {
+            findings.error_in(
+                &format!("port {second}"),
+                format!("role host is taken by port {first}; there can be one host port"),
+            );
+        }
+    }
+
+    fn read_routes(&self, wire: Vec<WireRoute>, findings: &mut Findings) -> Vec<RouteConfig> {
+        let mut routes = Vec::with_capacity(wire.len());
+        let mut seen = HashSet::new();
+        for wire in wire {
+            let part = format!("route {}", wire.to);
+            let errors = findings.error_count();
+            let route = self.read_route(&part, wire, findings);
+            if let Some(route) = route.filter(|_| findings.error_count() == errors) {
+                if !seen.insert((route.to, route.metric)) {
+                    findings.error_in(
+                        &part,
+                        format!("is there twice with metric {} (several ways are nextHops)", route.metric),
+                    );
+                }
+                routes.push(route);
+            }
+        }
+        for route in &routes {
+            self.check_gateways(route, &routes, findings);
+        }
+        routes
+    }
+
+    fn read_route(&self, part: &str, wire: WireRoute, findings: &mut Findings) -> Option<RouteConfig> {
+        let kind = wire.kind.unwrap_or(RouteKind::Unicast);
+        let single = WireNextHop {
+            via: wire.via,
+            dev: wire.dev,
+            weight: None,
+            onlink: wire.onlink,
+            link_down: wire.link_down,
+        };
+        let hops = match (wire.next_hops.is_empty(), single.via.is_some() || single.dev.is_some()) {
+            (true, true) => vec![single],
+            (true, false) => Vec::new(),
+            (false, false) => wire.next_hops,
+            (false, true) => {
+                findings.error_in(part, "has nextHops beside via or dev");
+                return None;
+            }
+        };
+        let drops = matches!(kind, RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit);
+        if drops && !hops.is_empty() {
+            findings.error_in(part, "drops its packets, so it has no via, dev or nextHops");
+        }
+        if kind == RouteKind::Unicast && hops.is_empty() {
+            findings.error_in(part, "has no via and no dev");
+        }
+        let next_hops: Vec<_> =
+            hops.into_iter().filter_map(|hop| self.read_next_hop(part, hop, findings)).collect();
+        let source = wire.source.and_then(|text| address(part, "source", &text, findings));
+        let gateway = next_hops.iter().find_map(|hop| hop.via);
+        let to = match wire.to.as_str() {
+            "default" => {
+                let any = match gateway.or(source) {
+                    Some(IpAddr::V6(_)) => IpPrefix::parse("::/0"),
+                    _ => IpPrefix::parse("0.0.0.0/0"),
+                };
+                any.expect("a prefix")
+            }
+            text => match prefix(text) {
+                Some(to) => to,
+                None => {
+                    findings.error_in(part, format!("to {text:?} is not an address prefix nor default"));
+                    return None;
+                }
+            },
+        };
+        let gateways = next_hops.iter().filter_map(|hop| hop.via.map(|via| ("via", via)));
+        for (field, address) in gateways.chain(source.map(|source| ("source", source))) {
+            if address.is_ipv4() != to.address().is_ipv4() {
+                findings.error_in(part, format!("{field} {address} is of the other address family"));
+            }
+        }
+        Some(RouteConfig { to, kind, next_hops, source, metric: wire.metric.unwrap_or(0) })
+    }
+
+    fn read_next_hop(&self, part: &str, wire: WireNextHop, findings: &mut Findings) -> Option<NextHopConfig> {
+        let via = match wire.via {
+            Some(text) => Some(address(part, "via", &text, findings)?),
+            None => None,
+        };
+        let dev = match (wire.dev, via) {
+            (Some(dev), _) => {
+                self.check_device(part, "dev", &dev, findings);
+                dev
+            }
+            (None, Some(via)) => match self.device_towards(via) {
+                Some(dev) => dev.to_string(),
+                None => {
+                    findings.error_in(part, format!("via {via} lies in no subnet of a port: name its dev"));
+                    return None;
+                }
+            },
+            (None, None) => {
+                findings.error_in(part, "a next hop has no via and no dev");
+                return None;
+            }
+        };
+        Some(NextHopConfig {
+            via,
+            dev,
+            weight: range(part, "weight", wire.weight, 1..=256, findings).unwrap_or(1) as u16,
+            onlink: match wire.onlink {
+                true => OnLink::Yes,
+                false => OnLink::No,
+            },
+            link: match wire.link_down {
+                true => LinkState::Down,
+                false => LinkState::Up,
+            },
+        })
+    }
+
+    /// A gateway must be on the link of its device: in a subnet of it, or covered by a route without gateway.
+    fn check_gateways(&self, route: &RouteConfig, routes: &[RouteConfig], findings: &mut Findings) {
+        for hop in &route.next_hops {
+            let Some(via) = hop.via.filter(|_| hop.onlink == OnLink::No) else {
+                continue;
+            };
+            let link_local = matches!(via, IpAddr::V6(via) if via.is_unicast_link_local());
+            let connected = self.addresses_of(&hop.dev).iter().any(|address| contains(address.subnet(), via));
+            let covered = routes.iter().any(|other| {
+                contains(other.to, via)
+                    && other.next_hops.iter().any(|other| other.dev == hop.dev && other.via.is_none())
+            });
+            if !link_local && !connected && !covered {
+                findings.error_in(
+                    &format!("route {}", route.to),
+                    format!("via {via} is not on the link of {} (or say onlink)", hop.dev),
+                );
+            }
+        }
+    }
+
+    fn read_neighbours(&self, wire: Vec<WireNeighbour>, findings: &mut Findings) -> Vec<NeighbourConfig> {
+        let mut neighbours: Vec<NeighbourConfig> = Vec::with_capacity(wire.len());
+        let mut seen = HashSet::new();
+        for wire in wire {
+            let part = format!("neighbour {}", wire.address);
+            self.check_device(&part, "dev", &wire.dev, findings);
+            let address = address(&part, "address", &wire.address, findings);
+            let link_address = parse::<LinkAddr>(&part, "linkAddress", &wire.link_address, findings);
+            if let (Some(address), Some(link_address)) = (address, link_address) {
+                if !seen.insert((wire.dev.clone(), address)) {
+                    findings.error_in(&part, format!("is there twice on {}", wire.dev));
+                }
+                neighbours.push(NeighbourConfig { address, link_address, dev: wire.dev });
+            }
+        }
+        neighbours
+    }
+
+    fn read_rule(&self, index: usize, wire: WireRule, findings: &mut Findings) -> MasqueradeRule {
+        let name = wire.name.unwrap_or_else(|| (index + 1).to_string());
+        let part = format!("masquerade rule {name}");
+        let mut prefixes = |field: &str, text: Option<String>| {
+            let (negated, text) = negation(text?);
+            let Some(prefix) = prefix(&text) else {
+                findings.error_in(&part, format!("{field} {text:?} is not an address prefix"));
+                return None;
+            };
+            Some(negated.apply(prefix))
+        };
+        let source = prefixes("source", wire.source);
+        let destination = prefixes("destination", wire.destination);
+        if let (
+            Some(Match::Is(source) | Match::IsNot(source)),
+            Some(Match::Is(destination) | Match::IsNot(destination)),
+        ) = (&source, &destination)
+            && source.address().is_ipv4() != destination.address().is_ipv4()
+        {
+            findings.error_in(&part, "source and destination are of different address families");
+        }
+        let out_port = wire.out_port.map(|text| {
+            let (negated, name) = negation(text);
+            self.check_device(&part, "outPort", &name, findings);
+            negated.apply(name)
+        });
+        MasqueradeRule { name, source, destination, out_port }
+    }
+
+    fn check_device(&self, part: &str, field: &str, name: &str, findings: &mut Findings) {
+        if self.port(name).is_none() && !self.interfaces.iter().any(|interface| interface.name == name) {
+            findings.error_in(part, format!("{field} {name} is not a port or interface"));
+        }
+    }
+
+    fn addresses_of(&self, name: &str) -> &[InterfaceAddress] {
+        let interface = self.interfaces.iter().find(|interface| interface.name == name);
+        match (self.port(name), interface) {
+            (Some(port), _) => &port.addresses,
+            (None, Some(interface)) => &interface.addresses,
+            (None, None) => &[],
+        }
+    }
+
+    /// The device whose longest subnet holds `via`.
+    fn device_towards(&self, via: IpAddr) -> Option<&str> {
+        let subnets = self
+            .interfaces_by_age()
+            .into_iter()
+            .flat_map(|(name, addresses)| addresses.iter().map(move |address| (name, address.subnet())));
+        subnets
+            .filter(|(_, subnet)| contains(*subnet, via))
+            .max_by_key(|(_, subnet)| subnet.len())
+            .map(|(name, _)| name)
+    }
+}
+
+/// Whether a condition was negated.
+#[derive(Clone, Copy)]
+enum Negation {
+    Plain,
+    Negated,
+}
+
+impl Negation {
+    fn apply<T>(self, value: T) -> Match<T> {
+        match self {
+            Negation::Plain => Match::Is(value),
+            Negation::Negated => Match::IsNot(value),
+        }
+    }
+}
+
+fn negation(text: String) -> (Negation, String) {
+    match text.strip_prefix('!') {
+        Some(rest) => (Negation::Negated, rest.trim_start().to_string()),
+        None => (Negation::Plain, text),
+    }
+}
+
+fn contains(prefix: IpPrefix, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => prefix.of::<V4>().is_some_and(|prefix| prefix.contains(address)),
+        IpAddr::V6(address) => prefix.of::<V6>().is_some_and(|prefix| prefix.contains(address)),
+    }
+}
+
+/// A prefix; an address alone is the prefix that holds it.
+fn prefix(text: &str) -> Option<IpPrefix> {
+    IpPrefix::parse(text).or_else(|| {
+        let address = parse_address(text)?;
+        IpPrefix::new(address, if address.is_ipv4() { 32 } else { 128 })
+    })
+}
+
+fn address(part: &str, field: &str, text: &str, findings: &mut Findings) -> Option<IpAddr> {
+    let address = parse_address(text);
+    if address.is_none() {
+        findings.error_in(part, format!("{field} {text:?} is not an IP address"));
+    }
+    address
+}
+
+fn addresses(part: &str, texts: Vec<String>, findings: &mut Findings) -> Vec<InterfaceAddress> {
+    let mut addresses: Vec<InterfaceAddress> = Vec::with_capacity(texts.len());
+    for text in texts {
+        let address = text.split_once('/').map_or(text.as_str(), |(address, _)| address);
+        match (parse_address(address), prefix(&text)) {
+            (Some(address), Some(subnet)) => {
+                if addresses.iter().any(|other| other.address == address) {
+                    findings.error_in(part, format!("addresses has {address} twice"));
+                }
+                addresses.push(InterfaceAddress { address, length: subnet.len() });
+            }
+            _ => findings.error_in(
+                part,
+                format!("addresses {text:?} is not an address with a prefix length (172.16.1.50/12)"),
+            ),
+        }
+    }
+    addresses
+}
+
+fn parse<T: FromStr>(part: &str, field: &str, text: &str, findings: &mut Findings) -> Option<T>
+where
+    T::Err: Display,
+{
+    text.parse().map_err(|error| findings.error_in(part, format!("{field} {error}"))).ok()
+}
+
+fn range(
+    part: &str,
+    field: &str,
+    number: Option<i64>,
+    range: std::ops::RangeInclusive<u32>,
+    findings: &mut Findings,
+) -> Option<u32> {
+    let number = number?;
+    let in_range = u32::try_from(number).ok().filter(|number| range.contains(number));
+    if in_range.is_none() {
+        findings.error(format!("{field} {number} is not in {}-{}", range.start(), range.end()));
+    }
+    in_range
+}
+
+fn interface_name(part: &str, field: &str, name: &str, findings: &mut Findings) {
+    let fits = (1..=15).contains(&name.len()) && !matches!(name, "." | "..");
+    if !fits || name.contains(|c: char| c.is_whitespace() || c == '/' || c == '!') {
+        findings.error_in(
+            part,
+            format!("{field} {name:?} is not an interface name (1 to 15 characters, no space, / or !)"),
+        );
+    }
+}
+
+fn sysctl(wire: BTreeMap<String, i64>, findings: &mut Findings) -> BTreeMap<String, u32> {
+    let mut settings = BTreeMap::new();
+    for (name, number) in wire {
+        let Some((_, kind)) = SYSCTLS.iter().find(|(known, _)| *known == name) else {
+            findings.error(format!("sysctl.{name} is not known"));
+            continue;
+        };
+        let limits = match kind {
+            SysctlKind::Seconds => 1..=u32::MAX,
+            SysctlKind::Switch => 0..=1,
+            SysctlKind::Count => 0..=255,
+        };
+        if let Some(number) = range("", &format!("sysctl.{name}"), Some(number), limits, findings) {
+            settings.insert(name, number);
+        }
+    }
+    settings
+}

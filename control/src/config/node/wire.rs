@@ -1,0 +1,165 @@
+//! The document as it is written. Unknown fields are errors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{Error, SeqAccess, Unexpected, Visitor};
+
+use super::{Backend, Foreign, MasqueradePorts, Role, RouteKind};
+use crate::document::nullable;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Wire {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    pub(super) service_proxy_name: Option<String>,
+    pub(super) workers: Option<i64>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) flow_table: WireFlowTable,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) sysctl: BTreeMap<String, i64>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) ports: Vec<WirePort>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) interfaces: Vec<WireInterface>,
+    #[serde(default, deserialize_with = "listed_or_kernel")]
+    pub(super) routes: WireSource<WireRoute>,
+    #[serde(default, deserialize_with = "listed_or_kernel")]
+    pub(super) neighbours: WireSource<WireNeighbour>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) masquerade: WireMasquerade,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireFlowTable {
+    pub(super) connections: Option<i64>,
+}
+
+pub(super) enum WireSource<T> {
+    Kernel,
+    Listed(Vec<T>),
+}
+
+impl<T> Default for WireSource<T> {
+    fn default() -> Self {
+        WireSource::Listed(Vec::new())
+    }
+}
+
+/// A list, or the word `kernel`. (An untagged enum would lose the path of an error inside the list.)
+fn listed_or_kernel<'de, D, T>(deserializer: D) -> Result<WireSource<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct ListOrKernel<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for ListOrKernel<T> {
+        type Value = WireSource<T>;
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a list or the word kernel")
+        }
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            match text {
+                "kernel" => Ok(WireSource::Kernel),
+                _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+            }
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(WireSource::default())
+        }
+        fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Self::Value, S::Error> {
+            let mut list = Vec::new();
+            while let Some(item) = seq.next_element()? {
+                list.push(item);
+            }
+            Ok(WireSource::Listed(list))
+        }
+    }
+    deserializer.deserialize_any(ListOrKernel(PhantomData))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WirePort {
+    pub(super) name: String,
+    pub(super) role: Role,
+    pub(super) backend: Backend,
+    pub(super) interface: Option<String>,
+    pub(super) link_address: Option<String>,
+    pub(super) mtu: Option<i64>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) addresses: Vec<String>,
+    #[serde(default)]
+    pub(super) proxy_arp: bool,
+    pub(super) foreign: Option<Foreign>,
+    pub(super) index: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireInterface {
+    pub(super) name: String,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) addresses: Vec<String>,
+    pub(super) index: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireRoute {
+    pub(super) to: String,
+    pub(super) kind: Option<RouteKind>,
+    pub(super) via: Option<String>,
+    pub(super) dev: Option<String>,
+    #[serde(default)]
+    pub(super) onlink: bool,
+    #[serde(default)]
+    pub(super) link_down: bool,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) next_hops: Vec<WireNextHop>,
+    pub(super) source: Option<String>,
+    pub(super) metric: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireNextHop {
+    pub(super) via: Option<String>,
+    pub(super) dev: Option<String>,
+    pub(super) weight: Option<i64>,
+    #[serde(default)]
+    pub(super) onlink: bool,
+    #[serde(default)]
+    pub(super) link_down: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireNeighbour {
+    pub(super) address: String,
+    pub(super) link_address: String,
+    pub(super) dev: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireMasquerade {
+    pub(super) ports: Option<MasqueradePorts>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) rules: Vec<WireRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireRule {
+    pub(super) name: Option<String>,
+    pub(super) source: Option<String>,
+    pub(super) destination: Option<String>,
+    pub(super) out_port: Option<String>,
+}

@@ -1,0 +1,279 @@
+use super::node::{
+    Backend, Foreign, LinkState, MasqueradePorts, Match, OnLink, ProxyArp, Role, RouteKind, Source,
+};
+use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
+use super::*;
+use std::time::Duration;
+
+fn read_text(yaml: &str) -> Result<(Config, Vec<String>), String> {
+    let file: Arc<Path> = Path::new("config.yaml").into();
+    read(&file, document::parse_yaml(yaml)?)
+        .map(|(config, warnings)| (config, warnings.iter().map(ToString::to_string).collect()))
+        .map_err(|problems| problems.to_string())
+}
+
+fn proxy(fields: &str) -> Result<(ProxyConfig, Vec<String>), String> {
+    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    read_text(&format!("{head}{fields}")).map(|(config, warnings)| (config.proxy, warnings))
+}
+
+fn node(fields: &str) -> Result<NodeConfig, String> {
+    let head = "apiVersion: pollux.dev/v1alpha1\nkind: Node\n";
+    read_text(&format!("{head}{fields}")).map(|(config, _)| config.node.unwrap())
+}
+
+const ENS3: &str = "ports: [{name: ens3, role: uplink, backend: af_packet, addresses: [172.16.1.50/12]}]\n";
+
+#[test]
+fn hz_03_fields_with_a_meaning_are_honoured() {
+    let (config, warnings) = proxy(
+        "hostnameOverride: slave1\nmode: iptables\nclusterCIDR: '10.151.0.0/16,fd00:151::/48'\n\
+         detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}\n\
+         iptables: {masqueradeAll: true, masqueradeBit: 15, localhostNodePorts: false, syncPeriod: 1m, \
+         minSyncPeriod: 2s}\nnodePortAddresses: [172.16.1.0/24]\nbindAddress: 172.16.1.50\n\
+         healthzBindAddress: 127.0.0.1:10256\nmetricsBindAddress: 0.0.0.0\n\
+         conntrack: {maxPerCore: 0, min: 7, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 5m, \
+         tcpBeLiberal: true, udpTimeout: 10s}",
+    )
+    .unwrap();
+    assert_eq!(warnings, [""; 0]);
+    assert_eq!(config.hostname_override.as_deref(), Some("slave1"));
+    assert_eq!(config.cluster_cidrs.len(), 2);
+    assert_eq!(config.detect_local, DetectLocal::InterfaceNamePrefix("cali".into()));
+    assert_eq!(config.masquerade, MasqueradePolicy::All);
+    assert_eq!(config.masquerade_bit, 15);
+    assert_eq!(config.localhost_node_ports, LocalhostNodePorts::Disabled);
+    assert!(matches!(&config.node_port_addresses, NodePortSelection::Prefixes(p) if p.len() == 1));
+    assert_eq!(config.bind_address, Some("172.16.1.50".parse().unwrap()));
+    assert_eq!(config.metrics_bind_address, Some("0.0.0.0:10249".parse().unwrap()));
+    assert_eq!(config.sync_period, Duration::from_secs(60));
+    assert_eq!(config.conntrack.min, 7);
+    assert_eq!(config.conntrack.tcp_established, None, "0s leaves the default");
+    assert_eq!(config.conntrack.tcp_close_wait, Some(Duration::from_secs(300)));
+    assert_eq!(config.conntrack.tcp_be_liberal, Some(true));
+}
+
+#[test]
+fn hz_03_an_empty_document_is_kube_proxys_defaults() {
+    let (config, warnings) = proxy("").unwrap();
+    assert_eq!(config, ProxyConfig::default());
+    assert_eq!(warnings, [""; 0]);
+    let unset = "clusterCIDR: ''\nconntrack: {maxPerCore: null}\niptables: {syncPeriod: 0s}\n\
+                 detectLocal: {bridgeInterface: ''}\nnodePortAddresses: null\nbindAddress: 0.0.0.0\n\
+                 healthzBindAddress: ''\n";
+    assert_eq!(proxy(unset).unwrap().0, ProxyConfig::default());
+}
+
+#[test]
+fn hz_03_fields_and_modes_without_meaning_are_reported() {
+    let (config, warnings) = proxy(
+        "mode: ipvs\nipvs: {strictARP: true}\nnftables: {masqueradeAll: true}\nfeatureGates: {A: true}",
+    )
+    .unwrap();
+    assert_eq!(
+        warnings,
+        [
+            "config.yaml: KubeProxyConfiguration: featureGates has no meaning here, ignored",
+            "config.yaml: KubeProxyConfiguration: ipvs has no meaning here, ignored",
+            "config.yaml: KubeProxyConfiguration: mode ipvs has no meaning here (the semantics are those of \
+             iptables), ignored",
+            "config.yaml: KubeProxyConfiguration: nftables has no meaning in this mode, ignored",
+        ]
+    );
+    assert_eq!(config.masquerade, MasqueradePolicy::NotLocal);
+}
+
+#[test]
+fn hz_03_mode_nftables_reads_its_own_section() {
+    let (config, warnings) =
+        proxy("mode: nftables\nnftables: {masqueradeAll: true, masqueradeBit: 20}").unwrap();
+    assert_eq!(config.masquerade, MasqueradePolicy::All);
+    assert_eq!(config.masquerade_bit, 20);
+    assert_eq!(warnings.len(), 1);
+}
+
+#[test]
+fn unknown_fields_are_errors_that_name_them() {
+    assert_eq!(
+        proxy("clusterCidr: 10.0.0.0/8").unwrap_err(),
+        "config.yaml: KubeProxyConfiguration: clusterCidr: unknown field `clusterCidr`"
+    );
+    assert_eq!(
+        node("ports: [{name: a, role: pod, backend: tap, speed: 10}]").unwrap_err(),
+        "config.yaml: Node: ports[0].speed: unknown field `speed`"
+    );
+}
+
+#[test]
+fn all_errors_of_kube_proxys_document_are_reported_at_once() {
+    let errors = proxy(
+        "mode: userspace\nclusterCIDR: 10.0.0.0\ndetectLocalMode: BridgeInterface\n\
+         iptables: {masqueradeBit: 32, syncPeriod: 1}\nnodePortAddresses: [primary, 10.0.0.0/8]\n\
+         bindAddress: here\nhealthzBindAddress: 'x:1'\nconntrack: {min: -1, udpTimeout: -1s}",
+    );
+    // syncPeriod as a number is an error of type, and hides the others.
+    assert!(errors.unwrap_err().contains("iptables.syncPeriod: invalid type"));
+    let errors = proxy(
+        "mode: userspace\nclusterCIDR: 10.0.0.0\ndetectLocalMode: BridgeInterface\n\
+         iptables: {masqueradeBit: 32, syncPeriod: '1'}\nnodePortAddresses: [primary, 10.0.0.0/8]\n\
+         bindAddress: here\nhealthzBindAddress: 'x:1'\nconntrack: {min: -1, udpTimeout: -1s}",
+    )
+    .unwrap_err();
+    let lines: Vec<_> = errors
+        .lines()
+        .map(|line| line.strip_prefix("config.yaml: KubeProxyConfiguration: ").unwrap())
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "mode \"userspace\" is not iptables, nftables or ipvs",
+            "iptables.masqueradeBit 32 is not in 0-31",
+            "iptables.syncPeriod \"1\" is not a duration (30s, 1h0m0s)",
+            "clusterCIDR \"10.0.0.0\" is not an address prefix",
+            "detectLocal.bridgeInterface is missing, detectLocalMode needs it",
+            "nodePortAddresses: primary stands beside other values; it must be alone",
+            "bindAddress \"here\" is not an IP address",
+            "healthzBindAddress \"x:1\" is not an address and port (0.0.0.0:10256)",
+            "conntrack.min -1 is not a number of connections (0-4294967295)",
+            "conntrack.udpTimeout \"-1s\" is not a duration (30s, 1h0m0s)",
+        ]
+    );
+}
+
+#[test]
+fn a_second_document_of_a_kind_and_a_foreign_kind_are_errors() {
+    let doc = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    assert!(
+        read_text(&format!("{doc}---\n{doc}"))
+            .unwrap_err()
+            .ends_with("is the second document of kind KubeProxyConfiguration; the first is in config.yaml")
+    );
+    assert!(
+        read_text("apiVersion: v1\nkind: Service\n")
+            .unwrap_err()
+            .contains("kind Service of v1 is not configuration")
+    );
+    assert!(read_text("mode: iptables\n").unwrap_err().contains("no apiVersion"));
+}
+
+#[test]
+fn a_node_document_is_read_whole() {
+    let config = node(
+        "workers: 2\nflowTable: {connections: 1000}\nserviceProxyName: edge\n\
+         sysctl: {nf_conntrack_udp_timeout: 20}\n\
+         ports:\n\
+         - {name: ens3, role: uplink, backend: af_packet, linkAddress: 'fa:16:3e:92:11:ca', mtu: 1500, \
+            addresses: [172.16.1.50/12], index: 3}\n\
+         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, index: 9}\n\
+         interfaces:\n\
+         - {name: docker0, addresses: [172.17.0.1/16], index: 5}\n\
+         - {name: lo, addresses: [127.0.0.1/8], index: 1}\n\
+         routes:\n\
+         - {to: default, via: 172.16.0.1, source: 172.16.1.50, metric: 100}\n\
+         - {to: 10.151.51.0/24, kind: blackhole}\n\
+         - {to: 10.151.51.8, dev: pod8}\n\
+         - {to: 172.17.0.0/16, dev: docker0, linkDown: true}\n\
+         - {to: 10.1.0.0/16, via: 192.168.0.1, dev: docker0, onlink: true}\n\
+         - {to: 10.2.0.0/16, nextHops: [{via: 172.16.0.1, weight: 3}, {via: 172.16.0.2, dev: ens3}]}\n\
+         neighbours: kernel\n\
+         masquerade:\n  ports: keep\n  rules:\n  - {name: docker, source: 172.17.0.0/16, outPort: '! docker0'}\n",
+    )
+    .unwrap();
+    assert_eq!((config.workers, config.connections), (Some(2), Some(1000)));
+    assert_eq!(config.sysctl["nf_conntrack_udp_timeout"], 20);
+    let ens3 = config.port("ens3").unwrap();
+    assert_eq!((ens3.role, ens3.backend, ens3.foreign), (Role::Uplink, Backend::AfPacket, Foreign::Host));
+    assert_eq!((ens3.interface.as_str(), ens3.mtu), ("ens3", Some(1500)));
+    assert_eq!(ens3.addresses[0].to_string(), "172.16.1.50/12");
+    let pod = config.port("pod8").unwrap();
+    assert_eq!(pod.interface, "caliee93b0bdd66");
+    assert_eq!((pod.proxy_arp, pod.foreign), (ProxyArp::On, Foreign::Drop));
+    let by_age: Vec<_> = config.interfaces_by_age().iter().map(|(name, _)| *name).collect();
+    assert_eq!(by_age, ["lo", "ens3", "docker0", "pod8"]);
+    let Source::Listed(routes) = &config.routes else {
+        panic!("routes are listed");
+    };
+    assert_eq!(routes[0].to.to_string(), "0.0.0.0/0");
+    assert_eq!(routes[0].next_hops[0].dev, "ens3", "from the subnet of the gateway");
+    assert_eq!(routes[0].metric, 100);
+    assert_eq!(routes[1].kind, RouteKind::Blackhole);
+    assert_eq!((routes[2].to.len(), routes[2].next_hops[0].via), (32, None));
+    assert_eq!(routes[3].next_hops[0].link, LinkState::Down);
+    assert_eq!(routes[4].next_hops[0].onlink, OnLink::Yes);
+    assert_eq!(routes[5].next_hops[0].weight, 3);
+    assert_eq!(config.neighbours, Source::Kernel);
+    assert_eq!(config.masquerade_ports, MasqueradePorts::Keep);
+    let rule = &config.masquerade_rules[0];
+    assert!(matches!(&rule.source, Some(Match::Is(source)) if source.to_string() == "172.17.0.0/16"));
+    assert_eq!(rule.out_port, Some(Match::IsNot("docker0".into())));
+}
+
+#[test]
+fn all_errors_of_a_node_document_are_reported_at_once() {
+    let errors = node(
+        "workers: 0\nsysctl: {nf_conntrack_tcp_timeout: 5, nf_conntrack_udp_timeout: -3}\n\
+         ports:\n\
+         - {name: ens3, role: uplink, backend: af_packet, linkAddress: 'ff:16:3e:92:11', mtu: 60, \
+            addresses: [172.16.1.500/12]}\n\
+         - {name: ens3, role: host, backend: tap}\n\
+         - {name: an-interface-name, role: host, backend: tap, addresses: [10.0.0.1/24]}\n\
+         routes:\n\
+         - {to: default, via: 172.16.0.1, dev: ens4}\n\
+         - {to: 10.1.0.0/16, via: 'fd00::1', dev: ens3, onlink: true}\n\
+         - {to: 10.2.0.0/16, kind: blackhole, dev: ens3}\n\
+         - {to: 10.3.0.0/16}\n\
+         - {to: 10.4.0.0/16, via: 10.9.0.1}\n\
+         - {to: 10.5.0.0/16, via: 10.0.9.1, dev: an-interface-name}\n\
+         - {to: 10.6.0.0/16, dev: ens3}\n\
+         - {to: 10.6.0.0/16, dev: ens3}\n\
+         neighbours: [{address: 10.0.0.2, linkAddress: zz, dev: eth9}]\n\
+         masquerade: {rules: [{source: 10.0.0.0/8, destination: '!fd00::/8', outPort: '!docker0'}]}\n",
+    )
+    .unwrap_err();
+    let lines: Vec<_> = errors.lines().map(|line| line.strip_prefix("config.yaml: Node").unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            ": workers 0 is not in 1-1024",
+            ": sysctl.nf_conntrack_tcp_timeout is not known",
+            ": sysctl.nf_conntrack_udp_timeout -3 is not in 1-4294967295",
+            " port ens3: linkAddress ff:16:3e:92:11 is not a link address (six bytes in hex, aa:bb:cc:dd:ee:ff)",
+            " port ens3: mtu 60 is not in 68-65535",
+            " port ens3: addresses \"172.16.1.500/12\" is not an address with a prefix length (172.16.1.50/12)",
+            " port ens3: name ens3 is used by two ports or interfaces",
+            " port an-interface-name: name \"an-interface-name\" is not an interface name (1 to 15 characters, no \
+             space, / or !)",
+            " port an-interface-name: role host is taken by port ens3; there can be one host port",
+            " route default: dev ens4 is not a port or interface",
+            " route 10.1.0.0/16: via fd00::1 is of the other address family",
+            " route 10.2.0.0/16: drops its packets, so it has no via, dev or nextHops",
+            " route 10.3.0.0/16: has no via and no dev",
+            " route 10.4.0.0/16: via 10.9.0.1 lies in no subnet of a port: name its dev",
+            " route 10.6.0.0/16: is there twice with metric 0 (several ways are nextHops)",
+            " route 10.5.0.0/16: via 10.0.9.1 is not on the link of an-interface-name (or say onlink)",
+            " neighbour 10.0.0.2: dev eth9 is not a port or interface",
+            " neighbour 10.0.0.2: linkAddress zz is not a link address (six bytes in hex, aa:bb:cc:dd:ee:ff)",
+            " masquerade rule 1: source and destination are of different address families",
+            " masquerade rule 1: outPort docker0 is not a port or interface",
+        ]
+    );
+}
+
+#[test]
+fn an_error_inside_a_list_keeps_its_path() {
+    let text = format!("{ENS3}routes: [{{to: default, via: 172.16.0.1, metric: high}}]");
+    assert!(node(&text).unwrap_err().contains("routes[0].metric: invalid type: string \"high\""));
+    assert!(node("routes: kernal").unwrap_err().contains("a list or the word kernel"));
+}
+
+#[test]
+fn an_unquoted_negation_is_not_lost() {
+    let text = format!("{ENS3}masquerade: {{rules: [{{outPort: !ens3}}]}}");
+    assert!(node(&text).unwrap_err().contains("tag"), "YAML takes it for a tag");
+}
+
+#[test]
+fn index_is_for_all_or_for_none() {
+    let text = format!("{ENS3}interfaces: [{{name: lo, index: 1}}]");
+    assert!(node(&text).unwrap_err().ends_with("index must be set for every port and interface or for none"));
+}
