@@ -4,9 +4,14 @@
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
 pub mod af_packet;
+pub mod finish;
+pub mod guard;
 pub mod memory;
+mod nftables;
+pub mod pcap;
 mod ring;
 mod sys;
+pub mod tap;
 mod virtio;
 
 use std::io;
