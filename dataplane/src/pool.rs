@@ -177,14 +177,8 @@ impl Chain {
     pub(crate) fn extend(&mut self, pool: &'static Pool, mut bytes: &[u8]) -> usize {
         let all = bytes.len();
         while !bytes.is_empty() {
-            let mut last = match self.ends {
-                Some((_, last)) if self.view(pool, last).segment().len < CHUNK as u16 => {
-                    self.view(pool, last)
-                }
-                _ => match pool.allocate() {
-                    Some(buffer) => self.append(pool, buffer),
-                    None => break,
-                },
+            let Some(mut last) = self.last_with_room(pool) else {
+                break;
             };
             let Segment { len, next } = last.segment();
             let take = bytes.len().min(CHUNK - usize::from(len));
@@ -193,6 +187,31 @@ impl Chain {
             bytes = &bytes[take..];
         }
         all - bytes.len()
+    }
+
+    /// As [`extend`](Chain::extend) with `bytes` bytes of whatever the chunks held before.
+    pub(crate) fn grow(&mut self, pool: &'static Pool, bytes: usize) -> usize {
+        let mut left = bytes;
+        while left > 0 {
+            let Some(mut last) = self.last_with_room(pool) else {
+                break;
+            };
+            let Segment { len, next } = last.segment();
+            let take = left.min(CHUNK - usize::from(len));
+            last.set_segment(Segment { len: len + take as u16, next });
+            left -= take;
+        }
+        bytes - left
+    }
+
+    /// The last chunk if it is not full, otherwise a new one behind it. Nothing when the pool is empty.
+    fn last_with_room(&mut self, pool: &'static Pool) -> Option<std::mem::ManuallyDrop<Buffer>> {
+        match self.ends {
+            Some((_, last)) if self.view(pool, last).segment().len < CHUNK as u16 => {
+                Some(self.view(pool, last))
+            }
+            _ => pool.allocate().map(|buffer| self.append(pool, buffer)),
+        }
     }
 
     /// The filled parts, in order.
@@ -206,6 +225,27 @@ impl Chain {
             // SAFETY: the chunk belongs to this chain, which is borrowed for as long as the slice.
             let bytes = unsafe {
                 std::slice::from_raw_parts(
+                    pool.memory.start().as_ptr().add(next as usize * CHUNK),
+                    usize::from(segment.len),
+                )
+            };
+            next = segment.next;
+            Some(bytes)
+        })
+    }
+
+    /// As [`segments`](Chain::segments), to write.
+    pub(crate) fn segments_mut(&mut self, pool: &'static Pool) -> impl Iterator<Item = &mut [u8]> {
+        let mut next = self.ends.map_or(NONE, |(first, _)| first);
+        std::iter::from_fn(move || {
+            if next == NONE {
+                return None;
+            }
+            let segment = self.view(pool, next).segment();
+            // SAFETY: the chunk belongs to this chain, which is borrowed exclusively for as long as the
+            // slice, and a chain visits each of its chunks once.
+            let bytes = unsafe {
+                std::slice::from_raw_parts_mut(
                     pool.memory.start().as_ptr().add(next as usize * CHUNK),
                     usize::from(segment.len),
                 )
@@ -302,6 +342,30 @@ mod tests {
             assert_eq!(pool.capacity() - pool.available(), cut.div_ceil(CHUNK));
             chain.truncate(pool, 0);
         }
+        assert_eq!(pool.available(), pool.capacity());
+    }
+
+    #[test]
+    fn a_grown_chain_is_written_part_by_part() {
+        let pool = Pool::new(64).unwrap();
+        let mut chain = Chain::default();
+        assert_eq!(chain.extend(pool, &[7; 100]), 100);
+        assert_eq!(chain.grow(pool, 5_000), 5_000);
+        let lengths: Vec<usize> = chain
+            .segments_mut(pool)
+            .enumerate()
+            .map(|(number, part)| {
+                let from = if number == 0 { 100 } else { 0 };
+                part[from..].fill(number as u8);
+                part.len()
+            })
+            .collect();
+        assert_eq!(lengths, [2048, 2048, 1004]);
+        let bytes: Vec<u8> = chain.segments(pool).flatten().copied().collect();
+        assert_eq!(bytes, [vec![7; 100], vec![0; 1948], vec![1; 2048], vec![2; 1004]].concat());
+        chain.truncate(pool, 0);
+        assert_eq!(chain.grow(pool, pool.capacity() * CHUNK + 1), pool.capacity() * CHUNK);
+        chain.truncate(pool, 0);
         assert_eq!(pool.available(), pool.capacity());
     }
 }

@@ -180,6 +180,13 @@ impl Packet {
         std::iter::once(self.head()).chain(self.rest.segments(self.head.pool()))
     }
 
+    /// As [`segments`](Packet::segments), to write.
+    pub fn segments_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let pool = self.head.pool();
+        let head = &mut self.head.bytes_mut()[usize::from(self.start)..][..usize::from(self.head_len)];
+        std::iter::once(head).chain(self.rest.segments_mut(pool))
+    }
+
     /// Whether the whole frame lies in one chunk.
     #[inline]
     pub fn is_contiguous(&self) -> bool {
@@ -203,6 +210,24 @@ impl Packet {
         let taken = self.rest.extend(self.head.pool(), bytes);
         self.len += taken as u32;
         if taken == bytes.len() { Ok(()) } else { Err(PoolEmpty) }
+    }
+
+    /// Appends `bytes` bytes of whatever the memory held before, for a device to write into through
+    /// [`segments_mut`](Packet::segments_mut).
+    ///
+    /// # Errors
+    /// When the pool is empty; the frame then is as long as the pool allowed.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), PoolEmpty> {
+        let mut left = bytes;
+        if self.rest.is_empty() {
+            let take = left.min(CHUNK - usize::from(self.start) - usize::from(self.head_len));
+            self.head_len += take as u16;
+            self.len += take as u32;
+            left -= take;
+        }
+        let grown = self.rest.grow(self.head.pool(), left);
+        self.len += grown as u32;
+        if grown == left { Ok(()) } else { Err(PoolEmpty) }
     }
 
     /// Keeps the first `len` bytes; nothing happens when the frame is not longer.
@@ -283,6 +308,24 @@ mod tests {
         packet.truncate(60);
         assert!(packet.is_contiguous());
         assert_eq!(packet.head(), &bytes[..60]);
+        drop(packet);
+        assert_eq!(pool.available(), pool.capacity());
+    }
+
+    #[test]
+    fn a_grown_frame_is_filled_like_one_that_was_copied() {
+        let pool = Pool::new(64).unwrap();
+        let bytes: Vec<u8> = (0..9_000u32).map(|i| (i % 253) as u8).collect();
+        let mut packet = Packet::copy_of(pool, PortId(1), &bytes[..10]).unwrap();
+        packet.grow(bytes.len() - 10).unwrap();
+        let mut at = 0;
+        for part in packet.segments_mut() {
+            let len = part.len();
+            part.copy_from_slice(&bytes[at..][..len]);
+            at += len;
+        }
+        assert_eq!(packet.to_vec(), bytes);
+        assert!(packet.grow(pool.capacity() * CHUNK).is_err());
         drop(packet);
         assert_eq!(pool.available(), pool.capacity());
     }

@@ -268,3 +268,7 @@ fn fold(mut sum: u64) -> u16 {
     }
     sum as u16
 }
+
+#[cfg(test)]
+#[path = "finish_tests.rs"]
+mod tests;

@@ -3,12 +3,25 @@
 //! A port moves frames and knows nothing of what they mean; what it cannot carry (a partial checksum, a
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
+pub mod af_packet;
 pub mod finish;
+pub mod guard;
+pub mod memory;
+mod nftables;
+pub mod pcap;
+mod ring;
+mod sys;
+pub mod tap;
+mod virtio;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::packet::{Burst, ChecksumState, Offload};
+
+/// Bytes of the longest frame that a port receives: the longest IP packet (an IPv6 header and 65535 bytes)
+/// behind an Ethernet header with a VLAN tag.
+pub const MAX_FRAME: usize = 14 + 4 + 40 + 65_535;
 
 /// A port's I/O backend. Called by one worker, once per burst.
 pub trait Port: Send {
