@@ -38,10 +38,9 @@ pub fn read(paths: &[PathBuf], findings: &mut Findings) -> Vec<Document> {
             let file: Arc<Path> = file.into();
             findings.enter_file(Some(file.clone()));
             match read_file(&file) {
-                Ok(values) => documents.extend(values.into_iter().map(|value| Document {
-                    file: file.clone(),
-                    value,
-                })),
+                Ok(values) => {
+                    documents.extend(values.into_iter().map(|value| Document { file: file.clone(), value }))
+                }
                 Err(text) => findings.error(text),
             }
         }
@@ -134,21 +133,13 @@ fn read_file(path: &Path) -> Result<Vec<Value>, String> {
         Packing::Gzip => Box::new(MultiGzDecoder::new(file)),
     };
     let mut bytes = Vec::new();
-    reader
-        .by_ref()
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
+    reader.by_ref().take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("is larger than {} GiB", MAX_BYTES >> 30));
     }
     let text = String::from_utf8(bytes)
         .map_err(|error| format!("is not UTF-8 text (byte {})", error.utf8_error().valid_up_to()))?;
-    if name.ends_with(".json") {
-        parse_json(&text)
-    } else {
-        parse_yaml(&text)
-    }
+    if name.ends_with(".json") { parse_json(&text) } else { parse_yaml(&text) }
 }
 
 /// The values of a JSON text, one after another.

@@ -13,3 +13,5 @@ pub mod config;
 pub mod document;
 pub mod kernel;
 pub mod problem;
+pub mod translate;
+pub mod verify;

@@ -104,11 +104,7 @@ impl Findings {
     /// # Errors
     /// If there was an error.
     pub fn finish(self) -> Result<Vec<Problem>, Problems> {
-        if self.errors.is_empty() {
-            Ok(self.warnings)
-        } else {
-            Err(Problems(self.errors))
-        }
+        if self.errors.is_empty() { Ok(self.warnings) } else { Err(Problems(self.errors)) }
     }
 
     fn problem(&self, part: &str, text: String) -> Problem {
@@ -117,10 +113,6 @@ impl Findings {
             (true, false) => part.to_string(),
             (false, false) => format!("{} {part}", self.object),
         };
-        Problem {
-            file: self.file.clone(),
-            object,
-            text,
-        }
+        Problem { file: self.file.clone(), object, text }
     }
 }

@@ -6,9 +6,7 @@ use pollux_control::cluster::{self, NamespacedName};
 use pollux_control::config;
 
 fn corpus(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/corpus")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpus").join(name)
 }
 
 #[test]
@@ -43,10 +41,6 @@ fn configurations_of_real_kube_proxies_load() {
         let (config, warnings) = config::load(&[corpus("seed-myapp").join(name)]).unwrap();
         assert_eq!(config.proxy.hostname_override.as_deref(), Some("slave1"));
         assert_eq!(config.proxy.conntrack.tcp_established, None);
-        assert!(
-            warnings
-                .iter()
-                .all(|warning| warning.text.ends_with("has no meaning here, ignored"))
-        );
+        assert!(warnings.iter().all(|warning| warning.text.ends_with("has no meaning here, ignored")));
     }
 }

@@ -99,14 +99,8 @@ mod tests {
 
     #[test]
     fn obj_07_leading_zeros_are_decimal() {
-        assert_eq!(
-            parse_address("010.001.000.009"),
-            Some("10.1.0.9".parse().unwrap())
-        );
-        assert_eq!(
-            parse_address("::ffff:010.0.0.1"),
-            Some("10.0.0.1".parse().unwrap())
-        );
+        assert_eq!(parse_address("010.001.000.009"), Some("10.1.0.9".parse().unwrap()));
+        assert_eq!(parse_address("::ffff:010.0.0.1"), Some("10.0.0.1".parse().unwrap()));
         assert_eq!(IpPrefix::parse("010.1.2.3/08").unwrap().to_string(), "10.0.0.0/8");
     }
 

@@ -62,10 +62,7 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, Problems> {
 /// # Errors
 /// Everything that is wrong.
 pub fn read_objects(file: &Arc<Path>, objects: Vec<Value>) -> Result<Loaded, Problems> {
-    let documents = objects.into_iter().map(|value| Document {
-        file: file.clone(),
-        value,
-    });
+    let documents = objects.into_iter().map(|value| Document { file: file.clone(), value });
     finish(documents, Findings::default())
 }
 
@@ -84,10 +81,7 @@ fn finish(documents: impl Iterator<Item = Document>, findings: Findings) -> Resu
     if let Some(text) = reader.passed_over_line() {
         reader.findings.warn(text);
     }
-    Ok(Loaded {
-        warnings: reader.findings.finish()?,
-        cluster: reader.cluster,
-    })
+    Ok(Loaded { warnings: reader.findings.finish()?, cluster: reader.cluster })
 }
 
 struct Reader {
@@ -118,9 +112,7 @@ impl Reader {
                         for mut item in items {
                             // The items of a typed list need not say what they are.
                             if let (Some(kind), Value::Object(fields)) = (item_kind, &mut item) {
-                                fields
-                                    .entry("apiVersion")
-                                    .or_insert_with(|| version.as_str().into());
+                                fields.entry("apiVersion").or_insert_with(|| version.as_str().into());
                                 fields.entry("kind").or_insert_with(|| kind.into());
                             }
                             self.read(item);
@@ -138,9 +130,7 @@ impl Reader {
                 self.pass_over(kind.strip_suffix("List").unwrap_or(kind), items);
             }
             (version, kind) => match version.split_once('/').map_or("", |(group, _)| group) {
-                "" => self
-                    .findings
-                    .error(format!("kind {kind} of {version} is not known")),
+                "" => self.findings.error(format!("kind {kind} of {version} is not known")),
                 "discovery.k8s.io" => self.findings.error(format!(
                     "kind {kind} of {version} is not known (read is EndpointSlice of discovery.k8s.io/v1)"
                 )),
@@ -202,10 +192,7 @@ impl Reader {
             }
             Entry::Occupied(place) => {
                 let other = place.get().as_ref().map(|file| file.display().to_string());
-                self.findings.error(format!(
-                    "is there twice; the other is in {}",
-                    other.unwrap_or_default()
-                ));
+                self.findings.error(format!("is there twice; the other is in {}", other.unwrap_or_default()));
                 None
             }
         }
@@ -216,11 +203,8 @@ impl Reader {
     }
 
     fn passed_over_line(&self) -> Option<String> {
-        let kinds: Vec<_> = self
-            .passed_over
-            .iter()
-            .map(|(kind, count)| format!("{kind} ({count})"))
-            .collect();
+        let kinds: Vec<_> =
+            self.passed_over.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
         (!kinds.is_empty()).then(|| format!("objects without meaning here, ignored: {}", kinds.join(", ")))
     }
 }
@@ -236,11 +220,7 @@ fn metadata(value: &Value) -> Result<Metadata, String> {
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err(format!("metadata.{name} {other} is not a string")),
     };
-    Ok(Metadata {
-        name: field("name")?,
-        namespace: field("namespace")?,
-        ..Metadata::default()
-    })
+    Ok(Metadata { name: field("name")?, namespace: field("namespace")?, ..Metadata::default() })
 }
 
 #[cfg(test)]
@@ -313,9 +293,7 @@ mod tests {
         );
         let text = service("clusterIP: 10.0.0.1, ports: [{port: 1}, {port: 2}]");
         assert!(
-            read(&text)
-                .unwrap_err()
-                .ends_with("port 2: has no name, nor has another port of the Service")
+            read(&text).unwrap_err().ends_with("port 2: has no name, nor has another port of the Service")
         );
     }
 
@@ -327,10 +305,7 @@ mod tests {
                endpoints: [{addresses: [10.0.0.1]}, {addresses: ['fd00::1']}, {addresses: []}]}";
         let loaded = read(&text).unwrap();
         let service = &loaded.cluster.services[&NamespacedName::new("default", "myapp")];
-        assert_eq!(
-            service.cluster_ips,
-            ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]
-        );
+        assert_eq!(service.cluster_ips, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!(service.external_ips.len(), 1);
         let slice = &loaded.cluster.slices[&NamespacedName::new("default", "s")];
         assert_eq!(slice.endpoints.len(), 1);
@@ -354,10 +329,7 @@ mod tests {
         assert_eq!(expected.services.len(), 1);
         assert_eq!(read(&list).unwrap().cluster, expected);
         assert_eq!(read(typed).unwrap().cluster, expected);
-        assert_eq!(
-            read("{apiVersion: v1, kind: List, items: null}").unwrap().cluster,
-            Cluster::default()
-        );
+        assert_eq!(read("{apiVersion: v1, kind: List, items: null}").unwrap().cluster, Cluster::default());
     }
 
     #[test]
@@ -381,11 +353,7 @@ mod tests {
                 .unwrap_err()
                 .contains("kind EndpointSlice of discovery.k8s.io/v1beta1 is not known")
         );
-        assert!(
-            read("{apiVersion: pollux.dev/v1alpha1, kind: Node}")
-                .unwrap_err()
-                .contains("--config")
-        );
+        assert!(read("{apiVersion: pollux.dev/v1alpha1, kind: Node}").unwrap_err().contains("--config"));
         assert!(read("{kind: Service}").unwrap_err().contains("no apiVersion"));
     }
 
@@ -404,11 +372,6 @@ mod tests {
             + "\n---\n{apiVersion: v1, kind: Service, metadata: {name: ext}, \
             spec: {type: ExternalName, externalName: example.com}}";
         let cluster = read(&text).unwrap().cluster;
-        assert!(
-            cluster
-                .services
-                .values()
-                .all(|service| service.cluster_ips.is_empty())
-        );
+        assert!(cluster.services.values().all(|service| service.cluster_ips.is_empty()));
     }
 }

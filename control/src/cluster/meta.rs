@@ -20,10 +20,7 @@ pub struct NamespacedName {
 impl NamespacedName {
     /// The object `name` of `namespace`.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        NamespacedName {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        NamespacedName { namespace: namespace.into(), name: name.into() }
     }
 }
 
@@ -52,14 +49,8 @@ impl Metadata {
 
     /// Name and namespace; an object without a namespace is in `default`, as kubectl has it.
     pub(super) fn key(&self) -> NamespacedName {
-        let namespace = self
-            .namespace
-            .as_deref()
-            .filter(|namespace| !namespace.is_empty());
-        NamespacedName::new(
-            namespace.unwrap_or("default"),
-            self.name.as_deref().unwrap_or_default(),
-        )
+        let namespace = self.namespace.as_deref().filter(|namespace| !namespace.is_empty());
+        NamespacedName::new(namespace.unwrap_or("default"), self.name.as_deref().unwrap_or_default())
     }
 
     /// The time of creation, if the API server has written one.

@@ -59,10 +59,8 @@ impl Node {
             };
             match parse_address(&address.address) {
                 Some(address) => list.push(address),
-                None => findings.warn(format!(
-                    "status.addresses {:?} is not an IP address: skipped",
-                    address.address
-                )),
+                None => findings
+                    .warn(format!("status.addresses {:?} is not an IP address: skipped", address.address)),
             }
         }
         let tainted = wire.spec.taints.unwrap_or_default();
@@ -73,19 +71,11 @@ impl Node {
             .spec
             .pod_cidrs
             .filter(|list| !list.is_empty())
-            .unwrap_or_else(|| {
-                wire.spec
-                    .pod_cidr
-                    .filter(|text| !text.is_empty())
-                    .into_iter()
-                    .collect()
-            });
+            .unwrap_or_else(|| wire.spec.pod_cidr.filter(|text| !text.is_empty()).into_iter().collect());
         for text in texts {
             match IpPrefix::parse(&text) {
                 Some(cidr) => pod_cidrs.push(cidr),
-                None => findings.warn(format!(
-                    "spec.podCIDRs {text:?} is not an address prefix: skipped"
-                )),
+                None => findings.warn(format!("spec.podCIDRs {text:?} is not an address prefix: skipped")),
             }
         }
         Some(Node {
@@ -103,10 +93,7 @@ impl Node {
 
     /// The node's address of the family: its first InternalIP, else its first ExternalIP (FE-07).
     pub fn address<A: Family>(&self) -> Option<A::Addr> {
-        self.internal_ips
-            .iter()
-            .chain(&self.external_ips)
-            .find_map(|address| A::Addr::from_ip(*address))
+        self.internal_ips.iter().chain(&self.external_ips).find_map(|address| A::Addr::from_ip(*address))
     }
 
     /// The first podCIDR of the family (MQ-02).

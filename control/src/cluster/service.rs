@@ -143,9 +143,7 @@ fn of_family<A: Family>(addresses: &[IpAddr]) -> impl Iterator<Item = A::Addr> {
 }
 
 fn affinity_timeout(config: Option<AffinityConfig>, findings: &mut Findings) -> Duration {
-    let seconds = config
-        .and_then(|config| config.client_ip)
-        .and_then(|config| config.timeout_seconds);
+    let seconds = config.and_then(|config| config.client_ip).and_then(|config| config.timeout_seconds);
     match seconds.map(u64::try_from) {
         None => AFFINITY_TIMEOUT,
         Some(Ok(seconds)) if (1..=86_400).contains(&seconds) => Duration::from_secs(seconds),
@@ -221,12 +219,7 @@ fn ports(wire: Vec<WirePort>, findings: &mut Findings) -> Vec<ServicePort> {
             .filter(|number| *number != 0)
             .and_then(|number| port(&part, "nodePort", number, findings));
         if let (Some(protocol), Some(port)) = (protocol, number) {
-            ports.push(ServicePort {
-                name,
-                protocol,
-                port,
-                node_port,
-            });
+            ports.push(ServicePort { name, protocol, port, node_port });
         }
     }
     ports
@@ -273,9 +266,8 @@ fn source_ranges(texts: Option<Vec<String>>, findings: &mut Findings) -> Vec<IpP
         // The API server lets spaces around a range pass.
         match IpPrefix::parse(text.trim()) {
             Some(range) => ranges.push(range),
-            None => findings.warn(format!(
-                "spec.loadBalancerSourceRanges {text:?} is not an address prefix: skipped"
-            )),
+            None => findings
+                .warn(format!("spec.loadBalancerSourceRanges {text:?} is not an address prefix: skipped")),
         }
     }
     ranges

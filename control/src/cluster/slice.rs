@@ -71,10 +71,8 @@ impl EndpointSlice {
                 return None;
             }
         };
-        let service = wire
-            .metadata
-            .label(SERVICE_LABEL)
-            .map(|name| NamespacedName::new(key.namespace.clone(), name));
+        let service =
+            wire.metadata.label(SERVICE_LABEL).map(|name| NamespacedName::new(key.namespace.clone(), name));
         let slice = EndpointSlice {
             service,
             headless: wire.metadata.label(HEADLESS_LABEL).is_some(),
@@ -95,10 +93,8 @@ fn ports(wire: Vec<WirePort>, findings: &mut Findings) -> Vec<SlicePort> {
             false => format!("port {name}"),
         };
         let protocol = protocol(&part, wire.protocol.as_deref(), findings);
-        let number = wire
-            .port
-            .filter(|number| *number != 0)
-            .and_then(|number| port(&part, "port", number, findings));
+        let number =
+            wire.port.filter(|number| *number != 0).and_then(|number| port(&part, "port", number, findings));
         if let (Some(protocol), Some(port)) = (protocol, number) {
             ports.push(SlicePort { name, protocol, port });
         }
@@ -146,11 +142,7 @@ fn endpoints(
 }
 
 fn names(hints: Option<Vec<Hint>>) -> Vec<String> {
-    hints
-        .unwrap_or_default()
-        .into_iter()
-        .map(|hint| hint.name)
-        .collect()
+    hints.unwrap_or_default().into_iter().map(|hint| hint.name).collect()
 }
 
 #[derive(Deserialize)]

@@ -50,9 +50,7 @@ fn unit(text: &str) -> Option<(u128, &str)> {
         ("m", 60_000_000_000),
         ("h", 3_600_000_000_000),
     ];
-    UNITS
-        .iter()
-        .find_map(|(name, nanos)| Some((*nanos, text.strip_prefix(name)?)))
+    UNITS.iter().find_map(|(name, nanos)| Some((*nanos, text.strip_prefix(name)?)))
 }
 
 #[cfg(test)]
@@ -71,17 +69,7 @@ mod tests {
 
     #[test]
     fn what_is_no_duration_is_refused() {
-        for text in [
-            "",
-            "1",
-            "s",
-            "-1s",
-            "1d",
-            "1.2.3s",
-            "1s2",
-            ".s",
-            "600000000000000h",
-        ] {
+        for text in ["", "1", "s", "-1s", "1d", "1.2.3s", "1s2", ".s", "600000000000000h"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
     }

@@ -39,10 +39,7 @@ pub fn load(paths: &[PathBuf]) -> Result<(Config, Vec<Problem>), Problems> {
 /// # Errors
 /// Everything that is wrong.
 pub fn read(file: &Arc<Path>, documents: Vec<Value>) -> Result<(Config, Vec<Problem>), Problems> {
-    let documents = documents.into_iter().map(|value| Document {
-        file: file.clone(),
-        value,
-    });
+    let documents = documents.into_iter().map(|value| Document { file: file.clone(), value });
     finish(documents.collect(), Findings::default())
 }
 
@@ -82,10 +79,8 @@ fn once(kind: &str, file: &Arc<Path>, first: &mut Option<Arc<Path>>, findings: &
             true
         }
         Some(first) => {
-            findings.error(format!(
-                "is the second document of kind {kind}; the first is in {}",
-                first.display()
-            ));
+            findings
+                .error(format!("is the second document of kind {kind}; the first is in {}", first.display()));
             false
         }
     }

@@ -354,19 +354,12 @@ impl NodeConfig {
     /// Names and addresses of all ports and interfaces in the order of their creation, `lo` first (NAT-04):
     /// by `index` where they have one, else ports before interfaces in the order of the file.
     pub fn interfaces_by_age(&self) -> Vec<(&str, &[InterfaceAddress])> {
-        let ports = self
-            .ports
-            .iter()
-            .map(|port| (port.index, &port.name, &port.addresses));
-        let interfaces = self
-            .interfaces
-            .iter()
-            .map(|interface| (interface.index, &interface.name, &interface.addresses));
+        let ports = self.ports.iter().map(|port| (port.index, &port.name, &port.addresses));
+        let interfaces =
+            self.interfaces.iter().map(|interface| (interface.index, &interface.name, &interface.addresses));
         let mut all: Vec<_> = ports.chain(interfaces).collect();
         all.sort_by_key(|(index, name, _)| (*name != "lo", index.unwrap_or(u32::MAX)));
-        all.into_iter()
-            .map(|(_, name, addresses)| (name.as_str(), addresses.as_slice()))
-            .collect()
+        all.into_iter().map(|(_, name, addresses)| (name.as_str(), addresses.as_slice())).collect()
     }
 
     /// All addresses of ports and interfaces, in the order of [`NodeConfig::interfaces_by_age`].

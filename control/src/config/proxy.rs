@@ -219,16 +219,8 @@ impl ProxyConfig {
             Some((_, Ok(bit))) if bit < 32 => self.masquerade_bit = bit,
             Some((bit, _)) => findings.error(format!("{section}.masqueradeBit {bit} is not in 0-31")),
         }
-        let sync = duration(
-            &format!("{section}.syncPeriod"),
-            &masquerade.sync_period,
-            findings,
-        );
-        let min = duration(
-            &format!("{section}.minSyncPeriod"),
-            &masquerade.min_sync_period,
-            findings,
-        );
+        let sync = duration(&format!("{section}.syncPeriod"), &masquerade.sync_period, findings);
+        let min = duration(&format!("{section}.minSyncPeriod"), &masquerade.min_sync_period, findings);
         // 0s is what an unset field is printed as: kube-proxy puts its default in for it.
         self.sync_period = sync.filter(|sync| !sync.is_zero()).unwrap_or(self.sync_period);
         self.min_sync_period = min.unwrap_or(self.min_sync_period);
@@ -251,9 +243,7 @@ impl ProxyConfig {
         let mut needs = |field: &str, value: &Option<String>| {
             let value = value.clone().unwrap_or_default();
             if value.is_empty() {
-                findings.error(format!(
-                    "detectLocal.{field} is missing, detectLocalMode needs it"
-                ));
+                findings.error(format!("detectLocal.{field} is missing, detectLocalMode needs it"));
             } else if value.len() > 15 {
                 findings.error(format!(
                     "detectLocal.{field} {value:?} is longer than an interface name (15 characters)"
@@ -293,9 +283,8 @@ impl ProxyConfig {
             for text in texts {
                 match IpPrefix::parse(text) {
                     Some(prefix) => prefixes.push(prefix),
-                    None => findings.error(format!(
-                        "nodePortAddresses {text:?} is not an address prefix (nor primary)"
-                    )),
+                    None => findings
+                        .error(format!("nodePortAddresses {text:?} is not an address prefix (nor primary)")),
                 }
             }
             self.node_port_addresses = NodePortSelection::Prefixes(prefixes);
@@ -308,27 +297,16 @@ impl ProxyConfig {
             }
         }
         // Unset, the two follow the family of bindAddress.
-        if bind
-            .and_then(parse_address)
-            .is_some_and(|address| address.is_ipv6())
-        {
+        if bind.and_then(parse_address).is_some_and(|address| address.is_ipv6()) {
             let any = "::".parse().expect("an IPv6 address");
             let localhost = "::1".parse().expect("an IPv6 address");
             self.healthz_bind_address = Some(SocketAddr::new(any, 10256));
             self.metrics_bind_address = Some(SocketAddr::new(localhost, 10249));
         }
-        if let Some(text) = wire
-            .healthz_bind_address
-            .as_deref()
-            .filter(|text| !text.is_empty())
-        {
+        if let Some(text) = wire.healthz_bind_address.as_deref().filter(|text| !text.is_empty()) {
             self.healthz_bind_address = socket_address("healthzBindAddress", text, 10256, findings);
         }
-        if let Some(text) = wire
-            .metrics_bind_address
-            .as_deref()
-            .filter(|text| !text.is_empty())
-        {
+        if let Some(text) = wire.metrics_bind_address.as_deref().filter(|text| !text.is_empty()) {
             self.metrics_bind_address = socket_address("metricsBindAddress", text, 10249, findings);
         }
     }
@@ -352,22 +330,10 @@ impl ProxyConfig {
             }
         };
         let conntrack = &mut self.conntrack;
-        timeout(
-            "tcpEstablishedTimeout",
-            wire.tcp_established_timeout,
-            &mut conntrack.tcp_established,
-        );
-        timeout(
-            "tcpCloseWaitTimeout",
-            wire.tcp_close_wait_timeout,
-            &mut conntrack.tcp_close_wait,
-        );
+        timeout("tcpEstablishedTimeout", wire.tcp_established_timeout, &mut conntrack.tcp_established);
+        timeout("tcpCloseWaitTimeout", wire.tcp_close_wait_timeout, &mut conntrack.tcp_close_wait);
         timeout("udpTimeout", wire.udp_timeout, &mut conntrack.udp);
-        timeout(
-            "udpStreamTimeout",
-            wire.udp_stream_timeout,
-            &mut conntrack.udp_stream,
-        );
+        timeout("udpStreamTimeout", wire.udp_stream_timeout, &mut conntrack.udp_stream);
         conntrack.tcp_be_liberal = wire.tcp_be_liberal;
     }
 }
@@ -383,14 +349,10 @@ fn duration(field: &str, text: &Option<String>, findings: &mut Findings) -> Opti
 
 /// `address:port`, or an address alone.
 fn socket_address(field: &str, text: &str, port: u16, findings: &mut Findings) -> Option<SocketAddr> {
-    let address = text
-        .parse()
-        .ok()
-        .or_else(|| parse_address(text).map(|address| SocketAddr::new(address, port)));
+    let address =
+        text.parse().ok().or_else(|| parse_address(text).map(|address| SocketAddr::new(address, port)));
     if address.is_none() {
-        findings.error(format!(
-            "{field} {text:?} is not an address and port (0.0.0.0:{port})"
-        ));
+        findings.error(format!("{field} {text:?} is not an address and port (0.0.0.0:{port})"));
     }
     address
 }

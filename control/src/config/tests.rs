@@ -39,19 +39,13 @@ fn hz_03_fields_with_a_meaning_are_honoured() {
     assert_eq!(warnings, [""; 0]);
     assert_eq!(config.hostname_override.as_deref(), Some("slave1"));
     assert_eq!(config.cluster_cidrs.len(), 2);
-    assert_eq!(
-        config.detect_local,
-        DetectLocal::InterfaceNamePrefix("cali".into())
-    );
+    assert_eq!(config.detect_local, DetectLocal::InterfaceNamePrefix("cali".into()));
     assert_eq!(config.masquerade, MasqueradePolicy::All);
     assert_eq!(config.masquerade_bit, 15);
     assert_eq!(config.localhost_node_ports, LocalhostNodePorts::Disabled);
     assert!(matches!(&config.node_port_addresses, NodePortSelection::Prefixes(p) if p.len() == 1));
     assert_eq!(config.bind_address, Some("172.16.1.50".parse().unwrap()));
-    assert_eq!(
-        config.metrics_bind_address,
-        Some("0.0.0.0:10249".parse().unwrap())
-    );
+    assert_eq!(config.metrics_bind_address, Some("0.0.0.0:10249".parse().unwrap()));
     assert_eq!(config.sync_period, Duration::from_secs(60));
     assert_eq!(config.conntrack.min, 7);
     assert_eq!(config.conntrack.tcp_established, None, "0s leaves the default");
@@ -127,10 +121,7 @@ fn all_errors_of_kube_proxys_document_are_reported_at_once() {
     .unwrap_err();
     let lines: Vec<_> = errors
         .lines()
-        .map(|line| {
-            line.strip_prefix("config.yaml: KubeProxyConfiguration: ")
-                .unwrap()
-        })
+        .map(|line| line.strip_prefix("config.yaml: KubeProxyConfiguration: ").unwrap())
         .collect();
     assert_eq!(
         lines,
@@ -162,11 +153,7 @@ fn a_second_document_of_a_kind_and_a_foreign_kind_are_errors() {
             .unwrap_err()
             .contains("kind Service of v1 is not configuration")
     );
-    assert!(
-        read_text("mode: iptables\n")
-            .unwrap_err()
-            .contains("no apiVersion")
-    );
+    assert!(read_text("mode: iptables\n").unwrap_err().contains("no apiVersion"));
 }
 
 #[test]
@@ -195,10 +182,7 @@ fn a_node_document_is_read_whole() {
     assert_eq!((config.workers, config.connections), (Some(2), Some(1000)));
     assert_eq!(config.sysctl["nf_conntrack_udp_timeout"], 20);
     let ens3 = config.port("ens3").unwrap();
-    assert_eq!(
-        (ens3.role, ens3.backend, ens3.foreign),
-        (Role::Uplink, Backend::AfPacket, Foreign::Host)
-    );
+    assert_eq!((ens3.role, ens3.backend, ens3.foreign), (Role::Uplink, Backend::AfPacket, Foreign::Host));
     assert_eq!((ens3.interface.as_str(), ens3.mtu), ("ens3", Some(1500)));
     assert_eq!(ens3.addresses[0].to_string(), "172.16.1.50/12");
     let pod = config.port("pod8").unwrap();
@@ -210,10 +194,7 @@ fn a_node_document_is_read_whole() {
         panic!("routes are listed");
     };
     assert_eq!(routes[0].to.to_string(), "0.0.0.0/0");
-    assert_eq!(
-        routes[0].next_hops[0].dev, "ens3",
-        "from the subnet of the gateway"
-    );
+    assert_eq!(routes[0].next_hops[0].dev, "ens3", "from the subnet of the gateway");
     assert_eq!(routes[0].metric, 100);
     assert_eq!(routes[1].kind, RouteKind::Blackhole);
     assert_eq!((routes[2].to.len(), routes[2].next_hops[0].via), (32, None));
@@ -249,10 +230,7 @@ fn all_errors_of_a_node_document_are_reported_at_once() {
          masquerade: {rules: [{source: 10.0.0.0/8, destination: '!fd00::/8', outPort: '!docker0'}]}\n",
     )
     .unwrap_err();
-    let lines: Vec<_> = errors
-        .lines()
-        .map(|line| line.strip_prefix("config.yaml: Node").unwrap())
-        .collect();
+    let lines: Vec<_> = errors.lines().map(|line| line.strip_prefix("config.yaml: Node").unwrap()).collect();
     assert_eq!(
         lines,
         [
@@ -284,33 +262,18 @@ fn all_errors_of_a_node_document_are_reported_at_once() {
 #[test]
 fn an_error_inside_a_list_keeps_its_path() {
     let text = format!("{ENS3}routes: [{{to: default, via: 172.16.0.1, metric: high}}]");
-    assert!(
-        node(&text)
-            .unwrap_err()
-            .contains("routes[0].metric: invalid type: string \"high\"")
-    );
-    assert!(
-        node("routes: kernal")
-            .unwrap_err()
-            .contains("a list or the word kernel")
-    );
+    assert!(node(&text).unwrap_err().contains("routes[0].metric: invalid type: string \"high\""));
+    assert!(node("routes: kernal").unwrap_err().contains("a list or the word kernel"));
 }
 
 #[test]
 fn an_unquoted_negation_is_not_lost() {
     let text = format!("{ENS3}masquerade: {{rules: [{{outPort: !ens3}}]}}");
-    assert!(
-        node(&text).unwrap_err().contains("tag"),
-        "YAML takes it for a tag"
-    );
+    assert!(node(&text).unwrap_err().contains("tag"), "YAML takes it for a tag");
 }
 
 #[test]
 fn index_is_for_all_or_for_none() {
     let text = format!("{ENS3}interfaces: [{{name: lo, index: 1}}]");
-    assert!(
-        node(&text)
-            .unwrap_err()
-            .ends_with("index must be set for every port and interface or for none")
-    );
+    assert!(node(&text).unwrap_err().ends_with("index must be set for every port and interface or for none"));
 }

@@ -56,9 +56,6 @@ impl Error {
     pub const EXIT_CODE: u8 = 4;
 
     pub(crate) fn system(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Error::System {
-            action: action.into(),
-            source: source.into(),
-        }
+        Error::System { action: action.into(), source: source.into() }
     }
 }

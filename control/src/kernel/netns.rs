@@ -65,13 +65,7 @@ impl Netns {
         File::create_new(&path).map_err(|error| Error::system(action.as_str(), error))?;
         let made = on_thread(|| -> Result<(), nix::Error> {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            mount(
-                Some("/proc/thread-self/ns/net"),
-                &path,
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )
+            mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         })
         .map_err(|error| Error::system(action.as_str(), error))?;
         if let Err(errno) = made {
@@ -160,10 +154,7 @@ impl Netns {
     /// If the program cannot be started or the process may not enter.
     pub fn spawn(&self, command: &mut Command) -> Result<Child, Error> {
         self.command(command).spawn().map_err(|error| {
-            Error::system(
-                format!("cannot start {} in {self}", command.get_program().display()),
-                error,
-            )
+            Error::system(format!("cannot start {} in {self}", command.get_program().display()), error)
         })
     }
 
@@ -192,20 +183,14 @@ impl Netns {
     /// been done.
     pub fn ip(&self, batch: &str) -> Result<(), Error> {
         let mut command = Command::new(find_program("ip")?);
-        command
-            .args(["-batch", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = self.spawn(&mut command)?;
         if let Some(mut stdin) = child.stdin.take() {
             // A broken pipe means that ip has given up; its own message says why.
             let _ = stdin.write_all(batch.as_bytes());
             let _ = stdin.write_all(b"\n");
         }
-        let output = child
-            .wait_with_output()
-            .map_err(|error| Error::system("cannot wait for ip", error))?;
+        let output = child.wait_with_output().map_err(|error| Error::system("cannot wait for ip", error))?;
         if output.status.success() {
             return Ok(());
         }
@@ -227,11 +212,7 @@ impl Netns {
             let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(Error::Command {
                 command: shown,
-                output: if stderr.is_empty() {
-                    output.status.to_string()
-                } else {
-                    stderr
-                },
+                output: if stderr.is_empty() { output.status.to_string() } else { stderr },
             });
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -256,19 +237,13 @@ impl Netns {
 
     /// Brings a fresh namespace into the state that every machine gives alike.
     pub(super) fn prepare(&self) -> Result<(), Error> {
-        self.run(|| {
-            INHERITED
-                .iter()
-                .try_for_each(|(path, value)| write_sysctl(path, value))
-        })??;
+        self.run(|| INHERITED.iter().try_for_each(|(path, value)| write_sysctl(path, value)))??;
         self.ip("link set lo up")
     }
 
     fn path_of(name: &str) -> Result<PathBuf, Error> {
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
-            return Err(Error::Invalid(format!(
-                "{name:?} cannot be the name of a network namespace"
-            )));
+            return Err(Error::Invalid(format!("{name:?} cannot be the name of a network namespace")));
         }
         Ok(Path::new(NAMES).join(name))
     }
@@ -276,10 +251,7 @@ impl Netns {
     fn open_path(name: Option<&str>, path: &Path) -> Result<Self, Error> {
         let file = File::open(path)
             .map_err(|error| Error::system(format!("cannot open {}", path.display()), error))?;
-        Ok(Netns {
-            name: name.map(Arc::from),
-            file: Arc::new(file),
-        })
+        Ok(Netns { name: name.map(Arc::from), file: Arc::new(file) })
     }
 
     fn cannot_enter(&self, error: io::Error) -> Error {
@@ -325,9 +297,7 @@ pub(super) fn write_sysctl(path: &str, value: &str) -> Result<(), Error> {
 /// Does `work` on a fresh thread and waits for it; a panic goes on in the caller.
 fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn_scoped(scope, work)?;
+        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
         match thread.join() {
             Ok(value) => Ok(value),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -343,12 +313,7 @@ fn batch_error(batch: &str, stderr: &str) -> Error {
         .and_then(|number| number.parse::<usize>().ok())
         .and_then(|number| batch.lines().nth(number.saturating_sub(1)))
         .unwrap_or("-batch -");
-    let message: Vec<&str> = stderr
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("Command failed"))
-        .collect();
-    Error::Command {
-        command: format!("ip {}", failed.trim()),
-        output: message.join("; "),
-    }
+    let message: Vec<&str> =
+        stderr.lines().filter(|line| !line.trim_start().starts_with("Command failed")).collect();
+    Error::Command { command: format!("ip {}", failed.trim()), output: message.join("; ") }
 }

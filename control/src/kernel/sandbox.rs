@@ -104,14 +104,8 @@ impl Sandbox {
             write_map("/proc/self/gid_map", &format!("0 {group} 1"), outside)?;
         }
         // Nothing that is mounted from here on may show outside.
-        mount(
-            None::<&str>,
-            "/",
-            None::<&str>,
-            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-            None::<&str>,
-        )
-        .map_err(|errno| refused("making mounts private", errno))?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .map_err(|errno| refused("making mounts private", errno))?;
         // The whole of /run: an ordinary user could not make /run/netns in the real one, and iptables
         // wants to write its lock there.
         mount(
@@ -220,11 +214,7 @@ fn diagnose(step: &str, errno: Errno, outside: Privilege, sysctl: impl Fn(&str) 
     };
     let is = |path: &str, value: &str| sysctl(path).as_deref() == Some(value);
     if errno == Errno::ENOSPC {
-        let kind = if is("user/max_user_namespaces", "0") {
-            "user"
-        } else {
-            "net"
-        };
+        let kind = if is("user/max_user_namespaces", "0") { "user" } else { "net" };
         return environment(
             &format!("no more {kind} namespaces are allowed here"),
             &format!("raise the limit as root: sysctl -w user.max_{kind}_namespaces=15000"),
@@ -251,10 +241,7 @@ fn diagnose(step: &str, errno: Errno, outside: Privilege, sysctl: impl Fn(&str) 
         );
     }
     if outside == Privilege::Ordinary && errno == Errno::EINVAL {
-        return environment(
-            "this kernel has no user namespaces (CONFIG_USER_NS)",
-            "run as root",
-        );
+        return environment("this kernel has no user namespaces (CONFIG_USER_NS)", "run as root");
     }
     if forbidden {
         return environment(
@@ -276,15 +263,9 @@ mod tests {
         assert_eq!(Privilege::from_proc(initial, all), Privilege::Root);
         assert_eq!(Privilege::from_proc("0 1000 1\n", all), Privilege::UserNamespace);
         // Rootless containers map a whole range, in several lines.
-        assert_eq!(
-            Privilege::from_proc("0 1000 1\n1 100000 65536\n", all),
-            Privilege::UserNamespace
-        );
+        assert_eq!(Privilege::from_proc("0 1000 1\n1 100000 65536\n", all), Privilege::UserNamespace);
         // Root of a container without the capability to administer the network.
-        assert_eq!(
-            Privilege::from_proc(initial, all & !CAP_NET_ADMIN),
-            Privilege::Ordinary
-        );
+        assert_eq!(Privilege::from_proc(initial, all & !CAP_NET_ADMIN), Privilege::Ordinary);
         assert_eq!(Privilege::from_proc(initial, 0), Privilege::Ordinary);
         assert_eq!(effective_capabilities("Name:\tx\n"), 0);
     }
@@ -293,30 +274,16 @@ mod tests {
     fn a_refusal_names_the_setting_that_causes_it() {
         let message = |errno, outside, set: Option<(&'static str, &'static str)>| {
             diagnose("making namespaces", errno, outside, |path| {
-                set.filter(|(name, _)| *name == path)
-                    .map(|(_, value)| value.to_owned())
+                set.filter(|(name, _)| *name == path).map(|(_, value)| value.to_owned())
             })
             .to_string()
         };
         let ordinary = Privilege::Ordinary;
-        let debian = message(
-            Errno::EPERM,
-            ordinary,
-            Some(("kernel/unprivileged_userns_clone", "0")),
-        );
-        assert!(
-            debian.contains("sysctl -w kernel.unprivileged_userns_clone=1"),
-            "{debian}"
-        );
-        let ubuntu = message(
-            Errno::EACCES,
-            ordinary,
-            Some(("kernel/apparmor_restrict_unprivileged_userns", "1")),
-        );
-        assert!(
-            ubuntu.contains("sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
-            "{ubuntu}"
-        );
+        let debian = message(Errno::EPERM, ordinary, Some(("kernel/unprivileged_userns_clone", "0")));
+        assert!(debian.contains("sysctl -w kernel.unprivileged_userns_clone=1"), "{debian}");
+        let ubuntu =
+            message(Errno::EACCES, ordinary, Some(("kernel/apparmor_restrict_unprivileged_userns", "1")));
+        assert!(ubuntu.contains("sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"), "{ubuntu}");
         let limit = message(Errno::ENOSPC, ordinary, Some(("user/max_user_namespaces", "0")));
         assert!(limit.contains("user.max_user_namespaces"), "{limit}");
         let limit = message(Errno::ENOSPC, Privilege::Root, None);

@@ -44,10 +44,7 @@ fn the_sandbox_has_only_loopback_and_an_empty_run() {
 fn the_sandbox_cannot_be_entered_by_a_process_with_threads() {
     let refused = Sandbox::enter().unwrap_err();
     assert!(matches!(refused, Error::Invalid(_)), "{refused}");
-    assert!(
-        refused.to_string().contains("before threads are started"),
-        "{refused}"
-    );
+    assert!(refused.to_string().contains("before threads are started"), "{refused}");
 }
 
 fn a_closure_and_a_thread_run_inside_and_the_caller_stays_outside() {
@@ -59,9 +56,7 @@ fn a_closure_and_a_thread_run_inside_and_the_caller_stays_outside() {
     let thread = netns.start_thread("inside", id).unwrap();
     assert_eq!(thread.join().unwrap(), netns.id().unwrap());
     assert_eq!(id(), here);
-    let listed = netns
-        .output(Command::new(find_program("ip").unwrap()).args(["netns", "identify"]))
-        .unwrap();
+    let listed = netns.output(Command::new(find_program("ip").unwrap()).args(["netns", "identify"])).unwrap();
     assert_eq!(listed.trim(), "inside");
 }
 
@@ -73,17 +68,9 @@ fn sysctls_are_those_of_the_namespace_of_the_thread() {
     assert!(!Path::new("/proc/sys/net/ipv4/conf/eth0.5").exists());
     netns.set_sysctl("net/ipv4/ip_forward", "1").unwrap();
     assert_eq!(netns.sysctl("net/ipv4/ip_forward").unwrap(), "1");
-    assert_eq!(
-        fs::read_to_string("/proc/sys/net/ipv4/ip_forward")
-            .unwrap()
-            .trim(),
-        "0"
-    );
+    assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "0");
     let missing = netns.set_sysctl("net/ipv4/no_such_thing", "1").unwrap_err();
-    assert!(
-        missing.to_string().contains("/proc/sys/net/ipv4/no_such_thing"),
-        "{missing}"
-    );
+    assert!(missing.to_string().contains("/proc/sys/net/ipv4/no_such_thing"), "{missing}");
 }
 
 fn a_namespace_starts_from_the_kernels_defaults() {
@@ -91,19 +78,16 @@ fn a_namespace_starts_from_the_kernels_defaults() {
     assert_eq!(netns.sysctl("net/ipv4/conf/default/rp_filter").unwrap(), "0");
     assert_eq!(netns.sysctl("net/ipv4/conf/all/rp_filter").unwrap(), "0");
     assert_eq!(netns.sysctl("net/ipv4/ip_forward").unwrap(), "0");
-    let lo = netns
-        .output(Command::new(find_program("ip").unwrap()).args(["-o", "link", "show", "lo"]))
-        .unwrap();
+    let lo =
+        netns.output(Command::new(find_program("ip").unwrap()).args(["-o", "link", "show", "lo"])).unwrap();
     assert!(lo.contains(",UP"), "{lo}");
 }
 
 fn ip_netns_sees_the_names_and_a_deleted_name_is_gone() {
     let ip = find_program("ip").unwrap();
     let netns = Netns::add("named").unwrap();
-    let status = Command::new(&ip)
-        .args(["-n", "named", "link", "add", "b0", "type", "bridge"])
-        .status()
-        .unwrap();
+    let status =
+        Command::new(&ip).args(["-n", "named", "link", "add", "b0", "type", "bridge"]).status().unwrap();
     assert!(status.success());
     netns.ip("link set b0 up").unwrap();
     netns.delete().unwrap();
@@ -123,9 +107,7 @@ fn a_name_is_refused_when_taken_or_not_a_file_name() {
 
 fn the_failing_line_of_a_batch_is_named() {
     let netns = Netns::add("batch").unwrap();
-    let failed = netns
-        .ip("link add b0 type bridge\nlink set b1 up\nlink set b0 up")
-        .unwrap_err();
+    let failed = netns.ip("link add b0 type bridge\nlink set b1 up\nlink set b0 up").unwrap_err();
     let Error::Command { command, output } = &failed else {
         panic!("{failed}");
     };
@@ -137,11 +119,7 @@ fn a_child_dies_with_the_thread_that_started_it() {
     let netns = Netns::add("orphan").unwrap();
     let mut child = std::thread::scope(|scope| {
         scope
-            .spawn(|| {
-                netns
-                    .spawn(Command::new("sleep").arg("600").stdin(Stdio::null()))
-                    .unwrap()
-            })
+            .spawn(|| netns.spawn(Command::new("sleep").arg("600").stdin(Stdio::null())).unwrap())
             .join()
             .unwrap()
     });

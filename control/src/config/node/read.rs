@@ -51,9 +51,8 @@ impl NodeConfig {
             WireSource::Listed(neighbours) => Source::Listed(config.read_neighbours(neighbours, findings)),
         };
         let rules = wire.masquerade.rules.into_iter().enumerate();
-        config.masquerade_rules = rules
-            .map(|(index, rule)| config.read_rule(index, rule, findings))
-            .collect();
+        config.masquerade_rules =
+            rules.map(|(index, rule)| config.read_rule(index, rule, findings)).collect();
         (findings.error_count() == errors).then_some(config)
     }
 
@@ -77,9 +76,8 @@ impl NodeConfig {
             if let Some(interface) = &wire.interface {
                 interface_name(&part, "interface", interface, findings);
             }
-            let link_address = wire
-                .link_address
-                .and_then(|text| parse::<LinkAddr>(&part, "linkAddress", &text, findings));
+            let link_address =
+                wire.link_address.and_then(|text| parse::<LinkAddr>(&part, "linkAddress", &text, findings));
             if let Some(address) = link_address.filter(|address| address.is_group()) {
                 findings.error_in(&part, format!("linkAddress {address} is a group address"));
             }
@@ -117,12 +115,8 @@ impl NodeConfig {
         if with_index != 0 && with_index != self.ports.len() + self.interfaces.len() {
             findings.error("index must be set for every port and interface or for none");
         }
-        let hosts: Vec<_> = self
-            .ports
-            .iter()
-            .filter(|port| port.role == Role::Host)
-            .map(|port| port.name.as_str())
-            .collect();
+        let hosts: Vec<_> =
+            self.ports.iter().filter(|port| port.role == Role::Host).map(|port| port.name.as_str()).collect();
         if let [first, second, ..] = hosts[..] {
             findings.error_in(
                 &format!("port {second}"),
@@ -142,10 +136,7 @@ impl NodeConfig {
                 if !seen.insert((route.to, route.metric)) {
                     findings.error_in(
                         &part,
-                        format!(
-                            "is there twice with metric {} (several ways are nextHops)",
-                            route.metric
-                        ),
+                        format!("is there twice with metric {} (several ways are nextHops)", route.metric),
                     );
                 }
                 routes.push(route);
@@ -166,10 +157,7 @@ impl NodeConfig {
             onlink: wire.onlink,
             link_down: wire.link_down,
         };
-        let hops = match (
-            wire.next_hops.is_empty(),
-            single.via.is_some() || single.dev.is_some(),
-        ) {
+        let hops = match (wire.next_hops.is_empty(), single.via.is_some() || single.dev.is_some()) {
             (true, true) => vec![single],
             (true, false) => Vec::new(),
             (false, false) => wire.next_hops,
@@ -178,23 +166,16 @@ impl NodeConfig {
                 return None;
             }
         };
-        let drops = matches!(
-            kind,
-            RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit
-        );
+        let drops = matches!(kind, RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit);
         if drops && !hops.is_empty() {
             findings.error_in(part, "drops its packets, so it has no via, dev or nextHops");
         }
         if kind == RouteKind::Unicast && hops.is_empty() {
             findings.error_in(part, "has no via and no dev");
         }
-        let next_hops: Vec<_> = hops
-            .into_iter()
-            .filter_map(|hop| self.read_next_hop(part, hop, findings))
-            .collect();
-        let source = wire
-            .source
-            .and_then(|text| address(part, "source", &text, findings));
+        let next_hops: Vec<_> =
+            hops.into_iter().filter_map(|hop| self.read_next_hop(part, hop, findings)).collect();
+        let source = wire.source.and_then(|text| address(part, "source", &text, findings));
         let gateway = next_hops.iter().find_map(|hop| hop.via);
         let to = match wire.to.as_str() {
             "default" => {
@@ -218,13 +199,7 @@ impl NodeConfig {
                 findings.error_in(part, format!("{field} {address} is of the other address family"));
             }
         }
-        Some(RouteConfig {
-            to,
-            kind,
-            next_hops,
-            source,
-            metric: wire.metric.unwrap_or(0),
-        })
+        Some(RouteConfig { to, kind, next_hops, source, metric: wire.metric.unwrap_or(0) })
     }
 
     fn read_next_hop(&self, part: &str, wire: WireNextHop, findings: &mut Findings) -> Option<NextHopConfig> {
@@ -240,10 +215,7 @@ impl NodeConfig {
             (None, Some(via)) => match self.device_towards(via) {
                 Some(dev) => dev.to_string(),
                 None => {
-                    findings.error_in(
-                        part,
-                        format!("via {via} lies in no subnet of a port: name its dev"),
-                    );
+                    findings.error_in(part, format!("via {via} lies in no subnet of a port: name its dev"));
                     return None;
                 }
             },
@@ -274,16 +246,10 @@ impl NodeConfig {
                 continue;
             };
             let link_local = matches!(via, IpAddr::V6(via) if via.is_unicast_link_local());
-            let connected = self
-                .addresses_of(&hop.dev)
-                .iter()
-                .any(|address| contains(address.subnet(), via));
+            let connected = self.addresses_of(&hop.dev).iter().any(|address| contains(address.subnet(), via));
             let covered = routes.iter().any(|other| {
                 contains(other.to, via)
-                    && other
-                        .next_hops
-                        .iter()
-                        .any(|other| other.dev == hop.dev && other.via.is_none())
+                    && other.next_hops.iter().any(|other| other.dev == hop.dev && other.via.is_none())
             });
             if !link_local && !connected && !covered {
                 findings.error_in(
@@ -306,11 +272,7 @@ impl NodeConfig {
                 if !seen.insert((wire.dev.clone(), address)) {
                     findings.error_in(&part, format!("is there twice on {}", wire.dev));
                 }
-                neighbours.push(NeighbourConfig {
-                    address,
-                    link_address,
-                    dev: wire.dev,
-                });
+                neighbours.push(NeighbourConfig { address, link_address, dev: wire.dev });
             }
         }
         neighbours
@@ -342,12 +304,7 @@ impl NodeConfig {
             self.check_device(&part, "outPort", &name, findings);
             negated.apply(name)
         });
-        MasqueradeRule {
-            name,
-            source,
-            destination,
-            out_port,
-        }
+        MasqueradeRule { name, source, destination, out_port }
     }
 
     fn check_device(&self, part: &str, field: &str, name: &str, findings: &mut Findings) {
@@ -433,10 +390,7 @@ fn addresses(part: &str, texts: Vec<String>, findings: &mut Findings) -> Vec<Int
                 if addresses.iter().any(|other| other.address == address) {
                     findings.error_in(part, format!("addresses has {address} twice"));
                 }
-                addresses.push(InterfaceAddress {
-                    address,
-                    length: subnet.len(),
-                });
+                addresses.push(InterfaceAddress { address, length: subnet.len() });
             }
             _ => findings.error_in(
                 part,
@@ -451,9 +405,7 @@ fn parse<T: FromStr>(part: &str, field: &str, text: &str, findings: &mut Finding
 where
     T::Err: Display,
 {
-    text.parse()
-        .map_err(|error| findings.error_in(part, format!("{field} {error}")))
-        .ok()
+    text.parse().map_err(|error| findings.error_in(part, format!("{field} {error}"))).ok()
 }
 
 fn range(
@@ -466,11 +418,7 @@ fn range(
     let number = number?;
     let in_range = u32::try_from(number).ok().filter(|number| range.contains(number));
     if in_range.is_none() {
-        findings.error(format!(
-            "{field} {number} is not in {}-{}",
-            range.start(),
-            range.end()
-        ));
+        findings.error_in(part, format!("{field} {number} is not in {}-{}", range.start(), range.end()));
     }
     in_range
 }
