@@ -15,3 +15,5 @@ pub mod document;
 pub mod kernel;
 pub mod lab;
 pub mod problem;
+pub mod translate;
+pub mod verify;

@@ -418,7 +418,7 @@ fn range(
     let number = number?;
     let in_range = u32::try_from(number).ok().filter(|number| range.contains(number));
     if in_range.is_none() {
-        findings.error(format!("{field} {number} is not in {}-{}", range.start(), range.end()));
+        findings.error_in(part, format!("{field} {number} is not in {}-{}", range.start(), range.end()));
     }
     in_range
 }
