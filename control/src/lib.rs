@@ -10,10 +10,13 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod compile;
 pub mod config;
 pub mod document;
 pub mod kernel;
 pub mod lab;
+pub mod node;
 pub mod problem;
+pub mod trace;
 pub mod translate;
 pub mod verify;

@@ -1,7 +1,11 @@
 //! The command line: one file for each command. Data goes to stdout, everything else to stderr; the exit
 //! codes are [`Exit`]'s.
 
+mod check;
+mod compile;
 mod manual;
+mod replay;
+mod trace;
 
 use std::fmt::Display;
 use std::io;
@@ -10,6 +14,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::cluster::{self, Cluster};
+use crate::compile::Compiled;
+use crate::config::{self, Config};
+use crate::node::{Links, NodeView};
 use crate::problem::{Problem, Problems};
 
 /// Userspace forwarding of Kubernetes Services: what kube-proxy's iptables rules do, at another speed.
@@ -22,6 +30,14 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Compile objects and configuration, and show the tables.
+    Compile(compile::Args),
+    /// Show what becomes of a packet, step by step, in the words of iptables.
+    Trace(trace::Args),
+    /// Check compiled tables against case files.
+    Check(check::Args),
+    /// Forward the frames of a capture file.
+    Replay(replay::Args),
     #[command(flatten)]
     Manual(manual::Command),
 }
@@ -38,6 +54,56 @@ pub struct Common {
     /// Name of this node; otherwise `hostnameOverride`, otherwise the system's host name.
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
+}
+
+/// What the common arguments name, read and checked.
+pub(crate) struct Inputs {
+    pub(crate) cluster: Cluster,
+    pub(crate) config: Config,
+    pub(crate) node_name: String,
+}
+
+impl Common {
+    /// Reads objects and configuration, says warnings on stderr.
+    pub(crate) fn load(&self) -> Result<Inputs, Failure> {
+        if self.objects.is_empty() {
+            return Err(Failure::bad_input("--objects: no file or directory is given"));
+        }
+        let (config, warnings) = config::load(&self.config)?;
+        warn(&warnings);
+        let loaded = cluster::load(&self.objects)?;
+        warn(&loaded.warnings);
+        let named = self.node.clone().or_else(|| config.proxy.hostname_override.clone());
+        let node_name = match named {
+            Some(name) => name,
+            None => nix::unistd::gethostname()
+                .ok()
+                .and_then(|name| name.into_string().ok())
+                .ok_or_else(|| Failure::environment("the system has no host name; give --node"))?,
+        };
+        Ok(Inputs { cluster: loaded.cluster, config, node_name })
+    }
+}
+
+impl Inputs {
+    /// The node of Pollux's own configuration document.
+    pub(crate) fn view(&self, links: &Links) -> Result<NodeView, Failure> {
+        let node = self.config.node.as_ref().ok_or_else(|| {
+            Failure::bad_input(
+                "--config: no document of kind Node (pollux.dev/v1alpha1): ports and routes are not known",
+            )
+        })?;
+        let (view, warnings) = NodeView::configured(node, links, &self.config.proxy.detect_local)?;
+        warn(&warnings);
+        Ok(view)
+    }
+
+    /// The compiled tables; conflicts that were decided are said on stderr.
+    pub(crate) fn compile(&self, view: &NodeView) -> Compiled {
+        let compiled = crate::compile::compile(&self.cluster, &self.config, &self.node_name, view);
+        warn(&compiled.reports);
+        compiled
+    }
 }
 
 /// The exit codes of all commands.
@@ -104,6 +170,10 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
+        Command::Compile(args) => compile::run(&args),
+        Command::Trace(args) => trace::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Manual(command) => manual::run(&command),
     };
     match result {

@@ -6,13 +6,14 @@
 //! them. A flow whose `from` is a local address comes from the host. Local addresses are `node.localIPs`,
 //! 127.0.0.0/8 and ::1.
 
+use std::fmt::{self, Display};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pollux_dataplane::packet::Protocol;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, IpPrefix, Loaded, read_objects};
@@ -71,7 +72,7 @@ pub struct Flow {
 }
 
 /// What becomes of a flow.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Outcome {
     /// The verdict.
     pub verdict: CaseVerdict,
@@ -81,8 +82,25 @@ pub struct Outcome {
     pub masquerade: bool,
 }
 
+impl Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.verdict {
+            CaseVerdict::Dnat => "dnat",
+            CaseVerdict::Reject => "reject",
+            CaseVerdict::Drop => "drop",
+            CaseVerdict::Accept => "accept",
+            CaseVerdict::None => "none",
+        })?;
+        if !self.backends.is_empty() {
+            let backends: Vec<_> = self.backends.iter().map(ToString::to_string).collect();
+            write!(f, " to {}", backends.join(","))?;
+        }
+        if self.masquerade { f.write_str(", masqueraded") } else { Ok(()) }
+    }
+}
+
 /// The verdict of a case's flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CaseVerdict {
     /// Translated to one of the backends.

@@ -11,11 +11,13 @@ use pollux_dataplane::service::{
     Backend, FilterStage, FilterVerdict, Locality, Mark, Origin, Request, Services, Silent,
 };
 
+use serde::Serialize;
+
 use super::cases::{Case, CaseFamily, CaseVerdict, Flow, Outcome};
 use crate::translate::{Input, LocalhostNodePorts, Translation, translate};
 
 /// A flow that did not become what was expected.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Mismatch {
     /// The case.
     pub case: String,

@@ -161,8 +161,6 @@ pub enum RouteSeen {
 pub enum FilterSkip {
     /// Marked packets are accepted before (WK-07).
     Marked,
-    /// Packets of a connection that has seen a reply are.
-    Established,
 }
 
 /// Which rule masquerades.

@@ -1,0 +1,140 @@
+//! `pollux replay`: the frames of a capture file through the forwarder, at the times they were recorded.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::PathBuf;
+
+use clap::ArgAction;
+use pollux_dataplane::flow::Timeouts;
+use pollux_dataplane::forward::{Forwarder, Output, Settings};
+use pollux_dataplane::packet::{Burst, Packet, PortId};
+use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::pcap::{PcapReader, PcapWriter};
+use pollux_dataplane::stats::Stats;
+use pollux_dataplane::tables::Role;
+use pollux_dataplane::time::Instant;
+use serde_json::json;
+
+use super::{Common, Exit, Failure};
+use crate::node::Links;
+use crate::trace::teach;
+
+const EXAMPLE: &str = "\
+The frames must be addressed to the port's link address, as they were when they were captured there.
+
+Example:
+  pollux replay in.pcap -o out.pcap --in ens3 --objects objects.yaml --config node.yaml --node slave1";
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLE)]
+pub(super) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// The frames that come in.
+    #[arg(value_name = "IN.pcap")]
+    input: PathBuf,
+    /// Where the frames go that leave, through any port.
+    #[arg(short, long, value_name = "OUT.pcap")]
+    output: PathBuf,
+    /// The port that receives them, or `host`; otherwise the first uplink.
+    #[arg(long = "in", value_name = "PORT|host")]
+    port: Option<String>,
+    /// Print one JSON object.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let inputs = args.common.load()?;
+    let view = inputs.view(&Links::new())?;
+    let compiled = inputs.compile(&view);
+    let ports = &compiled.tables.ports;
+    let role = |wanted| ports.iter().find(|(_, port)| port.role == wanted).map(|(id, _)| id);
+    let port = match args.port.as_deref() {
+        None => role(Role::Uplink).ok_or_else(|| Failure::bad_input("--in: the node has no uplink"))?,
+        Some("host") => role(Role::Host).ok_or_else(|| Failure::bad_input("--in host: no host port"))?,
+        Some(name) => {
+            ports.by_name(name).ok_or_else(|| Failure::bad_input(format!("--in {name}: no such port")))?
+        }
+    };
+    let of_file =
+        |path: &PathBuf, error: io::Error| Failure::bad_input(format!("{}: {error}", path.display()));
+    let input = File::open(&args.input).map_err(|error| of_file(&args.input, error))?;
+    let mut reader = PcapReader::new(BufReader::new(input)).map_err(|error| of_file(&args.input, error))?;
+
+    let pool = Pool::new(4096)?;
+    let settings = Settings { connections: 1 << 18, timeouts: Timeouts::default(), seed: 1 };
+    let mut forwarder = Forwarder::new(&settings, pool)?;
+    forwarder.set_tables(compiled.tables.clone());
+    // Nothing is written before everything else is known to be right.
+    let output = File::create(&args.output).map_err(|error| of_file(&args.output, error))?;
+    let writer = PcapWriter::new(BufWriter::new(output)).map_err(|error| of_file(&args.output, error))?;
+    let mut out = Capture { writer, now: Instant::ZERO, stats: Stats::default(), error: None };
+    let start = reader.next_time().unwrap_or_default();
+    teach(&mut forwarder, &view.neighbours, start);
+    while let Some((now, packet)) =
+        reader.next_frame(pool, port).map_err(|error| of_file(&args.input, error))?
+    {
+        out.now = now;
+        forwarder.tick(now, &mut out);
+        out.stats.received += 1;
+        let mut burst = Burst::new();
+        burst.push(packet);
+        forwarder.forward(&mut burst, now, &mut out);
+        forwarder.tick(now, &mut out);
+    }
+    if let Some(error) = out.error {
+        return Err(of_file(&args.output, error));
+    }
+    out.writer.finish().map_err(|error| of_file(&args.output, error))?;
+    print(&forwarder.stats().plus(&out.stats), args.json)?;
+    Ok(Exit::Done)
+}
+
+/// Frames that leave, into a capture.
+struct Capture {
+    writer: PcapWriter<BufWriter<File>>,
+    now: Instant,
+    stats: Stats,
+    error: Option<io::Error>,
+}
+
+impl Output for Capture {
+    fn send(&mut self, _: PortId, packet: Packet) {
+        self.stats.transmitted += 1;
+        if let Err(error) = self.writer.write(self.now, &packet) {
+            self.error.get_or_insert(error);
+        }
+    }
+}
+
+fn print(stats: &Stats, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let drops = stats.dropped.iter();
+    if json {
+        let dropped: serde_json::Map<_, _> =
+            drops.map(|(reason, count)| (reason.name().to_string(), json!(count))).collect();
+        let counters = json!({
+            "received": stats.received,
+            "originated": stats.originated,
+            "transmitted": stats.transmitted,
+            "delivered": stats.delivered,
+            "held": stats.held,
+            "dropped": dropped,
+        });
+        return writeln!(out, "{counters}");
+    }
+    for (name, count) in [
+        ("received", stats.received),
+        ("originated", stats.originated),
+        ("transmitted", stats.transmitted),
+        ("delivered", stats.delivered),
+        ("held", stats.held),
+    ] {
+        writeln!(out, "{name:<24} {count:>10}")?;
+    }
+    for (reason, count) in drops {
+        writeln!(out, "dropped {:<16} {count:>10}   {}", reason.name(), reason.description())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! The node as the data plane sees it: its ports, its interfaces and routes, its neighbours. Made from
+//! Pollux's own configuration ([`NodeView::configured`]); where that says `kernel`, the mirror fills it in.
+//!
+//! A view changes when the node does. Services come and go without touching it: what established flows look
+//! at stays the same object.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use pollux_dataplane::packet::{Address, Family, LinkAddr, PortId, Prefix, V4, V6};
+use pollux_dataplane::route::{
+    Fib, Interface, InterfaceAddress, Interfaces, NextHop, Route, RouteKind, own_routes,
+};
+use pollux_dataplane::tables::{
+    self, Detected, Foreign, MasqueradePorts, MasqueradeRule, PortInfo, Ports, ProxyArp, Role, Routing,
+    Sharing,
+};
+
+use crate::cluster::IpPrefix;
+use crate::config::node::{self, NodeConfig, RouteConfig, Source};
+use crate::config::proxy::DetectLocal;
+use crate::problem::{Findings, Problem, Problems};
+
+/// What the machine knows of an interface and the configuration need not say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkFacts {
+    /// Its link address.
+    pub link_address: LinkAddr,
+    /// The largest IP packet that fits, bytes.
+    pub mtu: u32,
+}
+
+/// Interfaces by name.
+pub type Links = BTreeMap<String, LinkFacts>;
+
+/// A neighbour whose link address is configured, or was found by the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KnownNeighbour {
+    /// The port that it is behind.
+    pub port: PortId,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its link address.
+    pub link: LinkAddr,
+}
+
+/// The node's part of the tables.
+#[derive(Clone, Debug, Default)]
+pub struct NodeView {
+    /// The ports, numbered in the order of the configuration.
+    pub ports: Arc<Ports>,
+    /// IPv4.
+    pub v4: FamilyView<V4>,
+    /// IPv6.
+    pub v6: FamilyView<V6>,
+    /// Neighbours that need not be asked for.
+    pub neighbours: Vec<KnownNeighbour>,
+    /// Where masqueraded connections get their source port.
+    pub masquerade_ports: MasqueradePorts,
+}
+
+/// The node's part of one family's tables.
+#[derive(Clone, Debug, Default)]
+pub struct FamilyView<A: Family> {
+    /// Routes and interfaces.
+    pub routing: Arc<Routing<A>>,
+    /// Masquerade rules beside kube-proxy's mark.
+    pub masquerade: Vec<MasqueradeRule<A>>,
+}
+
+/// What a port has that neither the configuration nor the machine gave a value: a locally administered
+/// address made of the port's number, and Ethernet's MTU.
+fn unknown_link(number: usize) -> LinkFacts {
+    let [high, low] = (number as u16).to_be_bytes();
+    LinkFacts { link_address: LinkAddr([0x02, 0, 0, 0, high, low]), mtu: 1500 }
+}
+
+impl NodeView {
+    /// The view that a configuration gives. `links`: the machine's interfaces, for what it leaves open;
+    /// `detect`: which interfaces are pods' (MQ-02).
+    ///
+    /// # Errors
+    /// Routes that cannot be forwarded by.
+    pub fn configured(
+        config: &NodeConfig,
+        links: &Links,
+        detect: &DetectLocal,
+    ) -> Result<(NodeView, Vec<Problem>), Problems> {
+        let mut findings = Findings::default();
+        findings.enter_object("Node");
+        let ports = Arc::new(configured_ports(config, links, detect));
+        let view = NodeView {
+            v4: family_view(config, &ports, &mut findings),
+            v6: family_view(config, &ports, &mut findings),
+            neighbours: configured_neighbours(config, &ports),
+            masquerade_ports: match config.masquerade_ports {
+                node::MasqueradePorts::Keep => MasqueradePorts::Keep,
+                node::MasqueradePorts::Random => MasqueradePorts::Random,
+            },
+            ports,
+        };
+        findings.finish().map(|warnings| (view, warnings))
+    }
+
+    /// The addresses of all interfaces.
+    pub fn local_addresses(&self) -> Vec<IpAddr> {
+        let v4 = self.v4.routing.interfaces.local_addresses().iter().map(|address| IpAddr::V4(*address));
+        let v6 = self.v6.routing.interfaces.local_addresses().iter().map(|address| IpAddr::V6(*address));
+        v4.chain(v6).collect()
+    }
+}
+
+/// The port table, in the order of the configuration.
+pub fn configured_ports(config: &NodeConfig, links: &Links, detect: &DetectLocal) -> Ports {
+    let info = |(number, port): (usize, &node::PortConfig)| {
+        let facts = links.get(&port.interface).copied().unwrap_or_else(|| unknown_link(number));
+        PortInfo {
+            name: port.name.clone(),
+            role: match port.role {
+                node::Role::Uplink => Role::Uplink,
+                node::Role::Pod => Role::Pod,
+                node::Role::Host => Role::Host,
+            },
+            link_address: port.link_address.unwrap_or(facts.link_address),
+            mtu: port.mtu.map_or(facts.mtu, u32::from),
+            foreign: match port.foreign {
+                node::Foreign::Host => Foreign::ToHost,
+                node::Foreign::Drop => Foreign::Drop,
+            },
+            detected: match detect.takes_for_pods(&port.interface) {
+                true => Detected::Pod,
+                false => Detected::Other,
+            },
+            sharing: match port.backend {
+                node::Backend::AfPacket => Sharing::WithKernel,
+                node::Backend::Tap | node::Backend::Pcap | node::Backend::Memory => Sharing::Owned,
+            },
+            proxy_arp: match port.proxy_arp {
+                node::ProxyArp::On => ProxyArp::On,
+                node::ProxyArp::Off => ProxyArp::Off,
+            },
+        }
+    };
+    Ports::new(config.ports.iter().enumerate().map(info).collect())
+}
+
+fn family_view<A: Family>(config: &NodeConfig, ports: &Ports, findings: &mut Findings) -> FamilyView<A> {
+    let interfaces = configured_interfaces::<A>(config, ports);
+    let mut routes = own_routes(&interfaces);
+    if let Source::Listed(listed) = &config.routes {
+        routes.extend(listed.iter().filter_map(|route| configured_route(route, ports, findings)));
+    }
+    FamilyView {
+        routing: Arc::new(Routing { fib: Fib::build(routes), interfaces }),
+        masquerade: masquerade_rules(config, ports),
+    }
+}
+
+/// The interfaces of the configuration, `lo` among them.
+fn configured_interfaces<A: Family>(config: &NodeConfig, ports: &Ports) -> Interfaces<A> {
+    let mut interfaces = Vec::new();
+    for (name, addresses) in config.interfaces_by_age() {
+        let mut interface = Interface::new(name, ports.by_name(name));
+        for node::InterfaceAddress { address, length } in addresses {
+            if let Some(address) = A::Addr::from_ip(*address) {
+                interface.add(InterfaceAddress::new(address, *length));
+            }
+        }
+        interfaces.push(interface);
+    }
+    if !interfaces.iter().any(|interface| interface.name == "lo") {
+        let mut lo = Interface::new("lo", None);
+        let (loopback, length) = if A::VERSION == 4 { (127 << 24 | 1, 8) } else { (1, 128) };
+        lo.add(InterfaceAddress::new(A::Addr::from_bits(loopback), length));
+        interfaces.push(lo);
+    }
+    Interfaces::new(interfaces)
+}
+
+fn configured_route<A: Family>(
+    route: &RouteConfig,
+    ports: &Ports,
+    findings: &mut Findings,
+) -> Option<Route<A>> {
+    let prefix: Prefix<A> = route.to.of()?;
+    let kind = match route.kind {
+        node::RouteKind::Local => RouteKind::Local,
+        node::RouteKind::Broadcast => RouteKind::Broadcast,
+        node::RouteKind::Multicast => RouteKind::Multicast,
+        node::RouteKind::Blackhole => RouteKind::Blackhole,
+        node::RouteKind::Unreachable => RouteKind::Unreachable,
+        node::RouteKind::Prohibit => RouteKind::Prohibit,
+        node::RouteKind::Unicast => match route.next_hops.as_slice() {
+            [hop] => match ports.by_name(&hop.dev) {
+                Some(port) => RouteKind::Via(NextHop {
+                    port,
+                    gateway: hop.via.and_then(A::Addr::from_ip),
+                    onlink: hop.onlink == node::OnLink::Yes,
+                }),
+                // An interface that is no port: the host's kernel routes on.
+                None => RouteKind::Host,
+            },
+            hops => {
+                let to = route.to;
+                findings
+                    .error_in(&format!("route {to}"), format!("{} nextHops: one is supported", hops.len()));
+                return None;
+            }
+        },
+    };
+    Some(Route {
+        prefix,
+        metric: route.metric,
+        kind,
+        preferred_source: route.source.and_then(A::Addr::from_ip),
+        link_down: route.next_hops.iter().any(|hop| hop.link == node::LinkState::Down),
+    })
+}
+
+fn configured_neighbours(config: &NodeConfig, ports: &Ports) -> Vec<KnownNeighbour> {
+    let Source::Listed(listed) = &config.neighbours else { return Vec::new() };
+    let known = |neighbour: &node::NeighbourConfig| {
+        Some(KnownNeighbour {
+            port: ports.by_name(&neighbour.dev)?,
+            address: neighbour.address,
+            link: neighbour.link_address,
+        })
+    };
+    listed.iter().filter_map(known).collect()
+}
+
+/// The masquerade rules that can match in the family.
+pub fn masquerade_rules<A: Family>(config: &NodeConfig, ports: &Ports) -> Vec<MasqueradeRule<A>> {
+    let rule = |rule: &node::MasqueradeRule| {
+        Some(MasqueradeRule {
+            name: rule.name.clone(),
+            source: of_family(rule.source.as_ref())?,
+            destination: of_family(rule.destination.as_ref())?,
+            out: rule.out_port.as_ref().map(|name| match name {
+                node::Match::Is(name) => tables::Match::Is(ports.by_name(name)),
+                node::Match::IsNot(name) => tables::Match::Not(ports.by_name(name)),
+            }),
+        })
+    };
+    config.masquerade_rules.iter().filter_map(rule).collect()
+}
+
+/// The condition in the family; nothing when it names a prefix of the other one, so the rule is not this
+/// family's.
+fn of_family<A: Family>(
+    condition: Option<&node::Match<IpPrefix>>,
+) -> Option<Option<tables::Match<Prefix<A>>>> {
+    match condition {
+        None => Some(None),
+        Some(node::Match::Is(prefix)) => prefix.of().map(|prefix| Some(tables::Match::Is(prefix))),
+        Some(node::Match::IsNot(prefix)) => prefix.of().map(|prefix| Some(tables::Match::Not(prefix))),
+    }
+}
