@@ -225,3 +225,7 @@ fn allowed_by_topology<'a, A: Family>(endpoints: &[Endpoint<'_, A>], topology: T
     }
     Allowed::All
 }
+
+#[cfg(test)]
+#[path = "endpoints_tests.rs"]
+mod tests;
