@@ -45,7 +45,7 @@ reasons! {
     MartianSource "martian_source" "a source address that no packet may have (FW-03)",
     MartianDestination "martian_destination" "a destination address that no packet may have (FW-03)",
     OtherHost "other_host" "the link address is another host's",
-    NotForPollux "not_for_pollux" "not IP, and the port's configuration says not to pass it to the host (FW-06)",
+    NotForPollux "not_for_pollux" "not for Pollux to forward, and not to be passed to the host (FW-06)",
     Invalid "invalid" "belongs to no connection and cannot begin one (CT-08)",
     TtlExceeded "ttl_exceeded" "the TTL or hop limit reached 0 (FW-01)",
     TooBig "too_big" "larger than the MTU of the way out, and not to be fragmented (FW-02)",

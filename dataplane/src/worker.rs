@@ -57,11 +57,12 @@ pub struct Handle {
 pub struct Stopped;
 
 impl Handle {
-    /// Sends a command; waits while the worker is behind.
+    /// Sends a command; waits while the worker is behind. Tables that came back are freed on the way.
     ///
     /// # Errors
     /// When the worker has stopped.
     pub fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.collect();
         self.commands.send(command).map_err(|_| Stopped)?;
         // A full counter means that the worker has been woken already.
         let _ = self.wake.write(1);
@@ -106,6 +107,8 @@ pub struct Worker {
 struct PortSet {
     slots: Vec<Option<Slot>>,
     stats: Stats,
+    /// The time of the poll or the chores in hand.
+    now: Instant,
 }
 
 struct Slot {
@@ -128,7 +131,7 @@ impl Worker {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let worker = Worker {
             forwarder,
-            ports: PortSet { slots: Vec::new(), stats: Stats::default() },
+            ports: PortSet { slots: Vec::new(), stats: Stats::default(), now: Instant::ZERO },
             commands: receiver,
             retired,
             unreturned: Vec::new(),
@@ -209,22 +212,24 @@ impl Worker {
     /// As [`poll`](Worker::poll), telling every step to `observer`.
     pub fn poll_observed(&mut self, now: Instant, observer: &mut impl Observer) -> usize {
         let mut received = 0;
+        self.ports.now = now;
         for at in 0..self.ports.slots.len() {
             let mut burst = Burst::new();
-            self.ports.receive(at, &mut burst, now);
+            self.ports.receive(at, &mut burst);
             if burst.is_empty() {
                 continue;
             }
             received += burst.len();
             self.forwarder.stats_mut().received += burst.len() as u64;
             self.forwarder.forward_observed(&mut burst, now, &mut self.ports, observer);
-            self.ports.flush(now);
+            self.ports.flush();
         }
         received
     }
 
     /// Commands, expiry, neighbours' timers.
     pub fn chores(&mut self, now: Instant) {
+        self.ports.now = now;
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Tables(tables) => {
@@ -246,7 +251,7 @@ impl Worker {
             }
         }
         self.forwarder.tick(now, &mut self.ports);
-        self.ports.flush(now);
+        self.ports.flush();
     }
 
     /// Sleeps until a port is readable, a command comes, or chores are due.
@@ -268,26 +273,25 @@ impl Worker {
 }
 
 impl PortSet {
-    fn receive(&mut self, at: usize, burst: &mut Burst, now: Instant) {
+    fn receive(&mut self, at: usize, burst: &mut Burst) {
         let Some(slot) = &mut self.slots[at] else { return };
-        if slot.down_until.is_some_and(|until| now < until) {
+        if slot.is_left_alone(self.now) {
             return;
         }
         match slot.port.receive(burst) {
-            Ok(()) => {
-                slot.down_until = None;
-                slot.stats.received += burst.len() as u64;
-                slot.stats.received_bytes += burst.iter().map(|packet| packet.len() as u64).sum::<u64>();
-            }
-            Err(error) => slot.failed(&error, now),
+            Ok(()) => slot.down_until = None,
+            Err(error) => slot.failed(&error, self.now),
         }
+        // A port may fail in the middle of a burst: what it gave before is there all the same.
+        slot.stats.received += burst.len() as u64;
+        slot.stats.received_bytes += burst.iter().map(|packet| packet.len() as u64).sum::<u64>();
     }
 
     /// Sends every queue's frames.
-    fn flush(&mut self, now: Instant) {
+    fn flush(&mut self) {
         for slot in self.slots.iter_mut().flatten() {
             if !slot.queue.is_empty() {
-                slot.flush(&mut self.stats, now);
+                slot.flush(&mut self.stats, self.now);
             }
         }
     }
@@ -301,36 +305,37 @@ impl Output for PortSet {
             return;
         };
         if packet.offload.needs_nothing() || slot.capabilities.carries(&packet.offload) {
-            slot.push(packet, &mut self.stats);
+            slot.push(packet, &mut self.stats, self.now);
         } else {
-            slot.finish_and_push(packet, &mut self.stats);
+            slot.finish_and_push(packet, &mut self.stats, self.now);
         }
     }
 }
 
 impl Slot {
     #[inline]
-    fn push(&mut self, packet: Packet, stats: &mut Stats) {
+    fn push(&mut self, packet: Packet, stats: &mut Stats, now: Instant) {
         if self.queue.is_full() {
-            self.flush(stats, Instant::ZERO);
+            self.flush(stats, now);
         }
         self.queue.push(packet);
     }
 
     /// What the backend cannot carry is done in software (PT-04).
     #[cold]
-    fn finish_and_push(&mut self, packet: Packet, stats: &mut Stats) {
+    fn finish_and_push(&mut self, packet: Packet, stats: &mut Stats, now: Instant) {
         let mut packet = packet;
-        if packet.offload.gso.is_none() || self.capabilities.gso {
+        // A super-frame's checksum is finished segment by segment, also for a port that could cut it.
+        if packet.offload.gso.is_none() {
             return match finish::finish_checksum(&mut packet) {
-                Ok(()) => self.push(packet, stats),
+                Ok(()) => self.push(packet, stats, now),
                 Err(reason) => stats.dropped.count(reason),
             };
         }
         let mut pieces = 0;
         let result = finish::segment(packet, &mut |piece| {
             pieces += 1;
-            self.push(piece, stats);
+            self.push(piece, stats, now);
         });
         // One frame went in; each piece beyond the first is a frame gained.
         match result {
@@ -342,15 +347,22 @@ impl Slot {
         }
     }
 
+    /// Whether the port has failed a moment ago.
+    fn is_left_alone(&self, now: Instant) -> bool {
+        self.down_until.is_some_and(|until| now < until)
+    }
+
     /// Sends the queue. What the port refuses is dropped and counted.
     fn flush(&mut self, stats: &mut Stats, now: Instant) {
         let (frames, bytes) = (self.queue.len() as u64, self.bytes());
-        let result = self.port.transmit(&mut self.queue);
+        let left_alone = self.is_left_alone(now);
+        let result = if left_alone { Ok(()) } else { self.port.transmit(&mut self.queue) };
         let refused = self.queue.len() as u64;
         stats.transmitted += frames - refused;
         self.stats.transmitted += frames - refused;
         self.stats.transmitted_bytes += bytes - self.bytes();
         let reason = match result {
+            Ok(()) if left_alone => Reason::PortDown,
             Ok(()) => Reason::TransmitFull,
             Err(error) => {
                 self.failed(&error, now);

@@ -52,12 +52,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 Touch::Forward(Class::Established) => {}
                 // WK-08: as long as no reply was seen the filter is asked about every packet.
                 Touch::Forward(Class::New) => {
-                    if let Err(refusal) = self.filter_unreplied(headers, origin, hit) {
+                    if let Err(refusal) = self.filter_unreplied(&packet, headers, origin, hit) {
                         return self.refuse(packet, headers, refusal);
                     }
                 }
                 Touch::Reopen | Touch::Gone => return self.new_connection(packet, headers, origin),
-                Touch::Invalid => return self.invalid(packet, headers, origin),
+                Touch::Invalid => return self.invalid(packet, headers, origin, Reason::Invalid),
             }
         }
         self.observer.see(Event::FlowHit { direction: hit.direction() });
@@ -67,13 +67,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Sends a packet the way of its entry.
     #[inline]
     pub(super) fn forward_hit(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
-        let way = if hit.next_hop.generation == self.state.generation {
-            Way::of(hit.next_hop)
-        } else {
-            match self.reroute(hit) {
-                Ok(way) => way,
-                Err(refusal) => return self.refuse(packet, headers, refusal),
-            }
+        let way = match self.way(hit) {
+            Ok(way) => way,
+            Err(refusal) => return self.refuse(packet, headers, refusal),
         };
         match way {
             Way::Port(adjacency) => match self.state.neighbours.resolved(adjacency) {
@@ -88,6 +84,16 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
     }
 
+    /// Where the entry says that its packets go.
+    #[inline]
+    fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
+        if hit.next_hop.generation == self.state.generation {
+            Ok(Way::of(hit.next_hop))
+        } else {
+            self.reroute(hit)
+        }
+    }
+
     /// Routing has changed since the entry's next hop was found, or it was never looked for.
     #[cold]
     fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
@@ -96,9 +102,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         Ok(way)
     }
 
+    /// The stages that a packet of a connection without a reply passes again: those of [`Pass::decide`] but
+    /// for both kinds of NAT, in the same order.
     #[cold]
     fn filter_unreplied(
         &mut self,
+        packet: &Packet,
         headers: &Headers<A>,
         origin: Origin,
         hit: &Hit<A>,
@@ -106,16 +115,38 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if hit.direction() == Direction::Reply {
             return Ok(());
         }
+        let rewrite = hit.rewrite;
         let mut request = self.request(headers, origin);
-        request.destination = hit.rewrite.destination;
-        request.destination_port = hit.rewrite.destination_port;
+        let translated = (rewrite.destination, rewrite.destination_port)
+            != (request.destination, request.destination_port);
+        request.destination = rewrite.destination;
+        request.destination_port = rewrite.destination_port;
         request.destination_is_local = self.locality(request.destination);
+        let way = self.way(hit)?;
+        self.forwardable(packet, headers, origin, way)?;
         // The mark is metadata of the first packet and set anew by no later one: NAT is not walked again.
-        self.filter(&request, Way::of(hit.next_hop), Mark::Clear)
+        self.filter(&request, way, Mark::Clear, translated)?;
+        Ok(())
     }
 
-    /// The link address of the next hop is not known. The packet waits as it came in and is forwarded again
-    /// from the table when it is, so nothing is changed twice.
+    /// FW-01 and FW-02 for what a port sends out of a port: the kernel looks before it filters. A packet of
+    /// the host's own is measured behind the filter, when it leaves.
+    pub(super) fn forwardable(
+        &self,
+        packet: &Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        way: Way,
+    ) -> Result<(), Refusal> {
+        match way {
+            Way::Port(adjacency) if origin != Origin::Host && self.state.neighbours.is_current(adjacency) => {
+                self.fits(packet, headers, origin, self.state.neighbours.mtu(adjacency))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The link address of the next hop is not known, or the entry's neighbour no longer is.
     #[cold]
     fn send_unresolved(
         &mut self,
@@ -125,27 +156,52 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         hit: &Hit<A>,
         adjacency: AdjacencyId,
     ) {
+        let way = if self.state.neighbours.is_current(adjacency) {
+            Ok(Way::Port(adjacency))
+        } else {
+            self.reroute(hit) // its place in the table was given to another
+        };
+        match way {
+            Ok(Way::Port(adjacency)) => self.send_or_hold(packet, headers, origin, &hit.rewrite, adjacency),
+            Ok(Way::Host) => {
+                let mut packet = packet;
+                hit.rewrite.apply(&mut packet, headers);
+                self.deliver(packet);
+            }
+            Err(refusal) => self.refuse(packet, headers, refusal),
+        }
+    }
+
+    /// Sends to a neighbour, or lets the packet wait for its link address: as it came in, to be forwarded
+    /// again from the table when it is known, so nothing is changed twice.
+    pub(super) fn send_or_hold(
+        &mut self,
+        packet: Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        rewrite: &Rewrite<A>,
+        adjacency: AdjacencyId,
+    ) {
+        if let Some(link) = self.state.neighbours.resolved(adjacency) {
+            return self.send(packet, headers, origin, rewrite, &link);
+        }
         if let Err(refusal) = self.fits(&packet, headers, origin, self.state.neighbours.mtu(adjacency)) {
             return self.refuse(packet, headers, refusal);
         }
-        if let Some(address) = self.state.neighbours.address(adjacency) {
-            let port = self.state.neighbours.port(adjacency);
-            self.observer.see(Event::Held { port, neighbour: address.into() });
-        }
-        match self.state.neighbours.hold(adjacency, packet, hit.rewrite.source, self.now) {
-            // The neighbour's place was another's in between: find it again, once.
-            Hold::Outdated(packet) => match self.reroute(hit) {
-                Ok(Way::Port(again)) => match self.state.neighbours.resolved(again) {
-                    Some(link) => self.send(packet, headers, origin, &hit.rewrite, &link),
-                    None => {
-                        let held = self.state.neighbours.hold(again, packet, hit.rewrite.source, self.now);
-                        self.held(held, Some(headers));
-                    }
-                },
-                Ok(Way::Host) => self.drop(packet, Reason::NeighbourFailed),
-                Err(refusal) => self.refuse(packet, headers, refusal),
-            },
-            held => self.held(held, Some(headers)),
+        match self.state.neighbours.hold(adjacency, packet, rewrite.source, self.now) {
+            Hold::Waiting => {
+                if let Some(address) = self.state.neighbours.address(adjacency) {
+                    let port = self.state.neighbours.port(adjacency);
+                    self.observer.see(Event::Held { port, neighbour: address.into() });
+                }
+                self.poll_neighbours();
+            }
+            Hold::Refused(packet, Reason::NeighbourFailed) => {
+                self.refuse(packet, headers, Refusal::NEIGHBOUR);
+            }
+            Hold::Refused(packet, reason) => self.drop(packet, reason),
+            // The neighbour was looked at just now.
+            Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
         }
     }
 

@@ -4,21 +4,23 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::established::Way;
-use super::new::Refusal;
+use super::new::{Refusal, martian};
 use super::observe::{Event, Observer};
 use super::{Core, Forwarder, Lookup, Output, Pass};
+use crate::flow::Direction;
 use crate::nat::Rewrite;
-use crate::packet::arp::{Arp, Operation};
+use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::ethernet::{self, Ethernet};
-use crate::packet::icmp::{ErrorKind, icmp_error};
-use crate::packet::parse::{Headers, Parsed, parse};
+use crate::packet::icmp::{ErrorKind, icmp_error, is_answerable};
+use crate::packet::parse::{Headers, IcmpClass, Parsed, parse};
+use crate::packet::transport::verify_transport_checksum;
 use crate::packet::{Address, Family, LinkAddr, Packet, PortId, V4, V6};
 use crate::pool::Pool;
 use crate::route::resolution::{self, Addressed, Message, MessageKind, Responder};
 use crate::route::{Hold, Learned, NeighbourEvent, Solicitation};
-use crate::service::Origin;
+use crate::service::{Locality, Origin};
 use crate::stats::Reason;
-use crate::tables::{Foreign, Ports, ProxyArp, Role, Sharing};
+use crate::tables::{Foreign, PortInfo, Ports, ProxyArp, Role, Sharing};
 use crate::time::Instant;
 
 /// The receive port of packets that no port received: the forwarder's own.
@@ -48,7 +50,7 @@ impl Forwarder {
 }
 
 /// Leaves a frame to the kernel, passes it to the host port, or drops it, as its port says.
-fn pass_on(
+pub(super) fn pass_on(
     core: &mut Core,
     ports: &Ports,
     packet: Packet,
@@ -60,10 +62,17 @@ fn pass_on(
     };
     match (port.role, port.sharing, port.foreign) {
         (Role::Host, _, _) => core.drop(packet, Reason::NotForPollux, observer),
+        _ if !is_addressed_to(port, &packet) => core.drop(packet, Reason::OtherHost, observer),
         (_, Sharing::WithKernel, _) => core.leave_to_kernel(packet),
-        (_, Sharing::Owned, Foreign::ToHost) => core.deliver(packet, ports, out, observer),
+        (_, Sharing::Owned, Foreign::ToHost) => core.deliver_as_it_is(packet, ports, out, observer),
         (_, Sharing::Owned, Foreign::Drop) => core.drop(packet, Reason::NotForPollux, observer),
     }
+}
+
+/// Whether a frame's link destination is the port's address, or a group's.
+fn is_addressed_to(port: &PortInfo, packet: &Packet) -> bool {
+    let addressed = ethernet::destination(packet.head());
+    addressed == port.link_address || addressed.is_group()
 }
 
 impl Core {
@@ -95,6 +104,28 @@ impl Core {
         observer.see(Event::Delivered { port: id });
         out.send(id, packet);
     }
+
+    /// As [`deliver`](Core::deliver), but the host sees who sent the frame and to which group: that is part
+    /// of what such frames say (LLDP, DHCP, router advertisements).
+    fn deliver_as_it_is(
+        &mut self,
+        mut packet: Packet,
+        ports: &Ports,
+        out: &mut impl Output,
+        observer: &mut impl Observer,
+    ) {
+        let Some((id, host)) = ports.host().and_then(|id| Some((id, ports.get(id)?))) else {
+            return self.drop(packet, Reason::NoHostPort, observer);
+        };
+        // Parsed before: the link header is there.
+        if let Some(link) = Ethernet::new_checked(packet.head())
+            && !link.destination.is_group()
+        {
+            ethernet::set_link(&mut packet, link.source, host.link_address);
+        }
+        observer.see(Event::Delivered { port: id });
+        out.send(id, packet);
+    }
 }
 
 impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
@@ -106,34 +137,31 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.core.deliver(packet, self.ports, self.out, self.observer);
     }
 
-    /// The frame's link destination is not the port's address.
-    pub(super) fn not_addressed_here(&mut self, packet: Packet, addressed: LinkAddr) {
-        if addressed.is_group() {
-            pass_on(self.core, self.ports, packet, self.out, self.observer);
-        } else {
-            self.drop(packet, Reason::OtherHost);
-        }
-    }
-
     /// Packets that make no connection: ICMP that is no query is routed as it is; a fragment's ports are
     /// not known, so it cannot be translated and is not let through untranslated.
     #[cold]
     pub(super) fn untracked(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
+        if origin != Origin::Host
+            && let Err(refusal) = martian(headers)
+        {
+            return self.refuse(packet, headers, refusal);
+        }
         if headers.is_fragment() {
             return self.drop(packet, Reason::Fragment);
         }
+        // CT-08: the tracker knows of no such message. (Of IPv6's it leaves neighbour discovery alone.)
+        if headers.icmp == IcmpClass::Other && A::VERSION == 4 {
+            return self.invalid(packet, headers, origin, Reason::Invalid);
+        }
+        if !verify_transport_checksum(&packet, headers) {
+            return self.invalid(packet, headers, origin, Reason::TransportChecksum);
+        }
         self.observer.see(Event::Untracked);
-        match self.route(headers.destination) {
+        match self.route_new(headers.destination, origin) {
             Ok(Way::Host) if origin == Origin::Host => self.drop(packet, Reason::NotForPollux),
             Ok(Way::Host) => self.deliver(packet),
             Ok(Way::Port(adjacency)) => {
-                let held = self.state.neighbours.hold(adjacency, packet, headers.source, self.now);
-                match (held, self.state.neighbours.resolved(adjacency)) {
-                    (Hold::Ready(packet), Some(link)) => {
-                        self.send(packet, headers, origin, &Rewrite::identity(headers), &link);
-                    }
-                    (held, _) => self.held(held, Some(headers)),
-                }
+                self.send_or_hold(packet, headers, origin, &Rewrite::identity(headers), adjacency);
             }
             Err(refusal) => self.refuse(packet, headers, refusal),
         }
@@ -151,41 +179,46 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Sends an ICMP error about a packet, which must be as it came in.
     fn answer(&mut self, packet: &Packet, headers: &Headers<A>, kind: ErrorKind) {
         let to = headers.source;
-        let routing = &self.tables.routing;
-        let Some(source) = routing.interfaces.error_source(&routing.fib, headers.destination, to) else {
-            return;
-        };
-        let Some(mut error) = icmp_error(kind, packet, headers, source, self.core.pool) else { return };
-        if !self.core.limiter.allow(to, self.now) {
+        if !is_answerable(packet, headers) {
             return;
         }
+        let routing = &self.tables.routing;
+        let Some(source) = self
+            .translated_from(headers)
+            .or_else(|| routing.interfaces.error_source(&routing.fib, headers.destination, to))
+        else {
+            return;
+        };
+        // As the kernel: path MTU discovery is never slowed down, and not the node's talk with itself.
+        let unlimited =
+            matches!(kind, ErrorKind::PacketTooBig { .. }) || self.locality(to) == Locality::Local;
+        if !unlimited && !self.core.limiter.allow(to, self.now) {
+            return;
+        }
+        let Some(mut error) = icmp_error(kind, packet, headers, source, self.core.pool) else { return };
         error.port = ORIGINATED;
         self.core.stats.originated += 1;
         self.observer.see(Event::Answered(kind));
         match self.route(to) {
             Ok(Way::Host) => self.deliver(error),
-            Ok(Way::Port(adjacency)) => {
-                let held = self.state.neighbours.hold(adjacency, error, source, self.now);
-                match (held, self.state.neighbours.resolved(adjacency)) {
-                    (Hold::Ready(error), Some(link)) => self.transmit(error, &link),
-                    (held, _) => self.held(held, None),
-                }
-            }
+            Ok(Way::Port(adjacency)) => match self.state.neighbours.resolved(adjacency) {
+                Some(link) => self.transmit(error, &link),
+                None => match self.state.neighbours.hold(adjacency, error, source, self.now) {
+                    Hold::Waiting => self.poll_neighbours(),
+                    Hold::Refused(error, reason) => self.drop(error, reason),
+                    Hold::Ready(error) | Hold::Outdated(error) => self.drop(error, Reason::NeighbourQueue),
+                },
+            },
             Err(refusal) => self.drop(error, refusal.reason),
         }
     }
 
-    /// What became of a packet that could not be sent at once. `headers`: whom to tell of a failure.
-    pub(super) fn held(&mut self, held: Hold<Packet>, headers: Option<&Headers<A>>) {
-        match (held, headers) {
-            (Hold::Waiting, _) => self.poll_neighbours(),
-            (Hold::Refused(packet, Reason::NeighbourFailed), Some(headers)) => {
-                self.refuse(packet, headers, Refusal::NEIGHBOUR);
-            }
-            (Hold::Refused(packet, reason), _) => self.drop(packet, reason),
-            // The neighbour was found a moment ago; only a table full of neighbours can have lost it again.
-            (Hold::Ready(packet) | Hold::Outdated(packet), _) => self.drop(packet, Reason::NeighbourQueue),
-        }
+    /// The destination that a connection's client knows, when its packets are translated to another: an
+    /// error about one of them has it as source, since the kernel translates such errors back (FW-01).
+    fn translated_from(&self, headers: &Headers<A>) -> Option<A::Addr> {
+        let hit = self.state.flows.lookup(&super::key(headers)).filter(|_| headers.is_trackable())?;
+        let translated = hit.rewrite.destination != headers.destination;
+        (hit.direction() == Direction::Original && translated).then_some(headers.destination)
     }
 
     /// Runs the neighbours' timers that are due and works off what they give.
@@ -200,7 +233,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.work_off_events();
     }
 
+    /// What an event gives rise to (an error about a packet that failed has to wait itself, say) adds to the
+    /// queue; it is not worked off one level deeper, so the stack stays flat.
     fn work_off_events(&mut self) {
+        if std::mem::replace(&mut self.state.working_off, true) {
+            return;
+        }
         while let Some(event) = self.state.neighbours.next_event() {
             match event {
                 NeighbourEvent::Solicit(solicitation) => self.solicit(&solicitation),
@@ -214,18 +252,23 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 NeighbourEvent::Failed(packet, reason) => self.failed(packet, reason),
             }
         }
+        self.state.working_off = false;
     }
 
-    /// A packet that waited, as it came in, is forwarded from the table.
+    /// A packet that waited, as it came in, is forwarded from the table. It has moved its connection's state
+    /// and passed the filter before it was held: that is not done twice.
     fn again(&mut self, mut packet: Packet) {
-        match A::parsed(&mut packet) {
-            Some(headers) => {
-                let hash = self.state.flows.hash(&super::key(&headers));
-                let candidate = self.state.flows.probe(hash);
-                self.packet(packet, &headers, Lookup::Probed(candidate));
-            }
-            // It was parsed before it was held, and nothing has touched it.
-            None => self.drop(packet, Reason::FrameTruncated),
+        let Some(port) = self.ports.get(packet.port) else {
+            return self.drop(packet, Reason::PortDown);
+        };
+        // It was parsed before it was held, and nothing has touched it.
+        let Some(headers) = A::parsed(&mut packet) else {
+            return self.drop(packet, Reason::FrameTruncated);
+        };
+        let known = self.state.flows.lookup(&super::key(&headers)).filter(|_| headers.is_trackable());
+        match known {
+            Some(hit) => self.forward_hit(packet, &headers, super::origin(port), &hit),
+            None => self.packet(packet, &headers, Lookup::Probed(None)),
         }
     }
 
@@ -307,7 +350,8 @@ impl Wire for V6 {
 }
 
 impl<O: Output, T: Observer> Pass<'_, V4, O, T> {
-    /// ARP (NB-01): learn, and answer on ports that Pollux owns. On a shared port the kernel answers.
+    /// ARP (NB-01): learn, and answer on ports that Pollux owns. On a shared port the kernel answers for the
+    /// node's addresses.
     fn arp(&mut self, packet: Packet) {
         let id = packet.port;
         let Some(port) = self.ports.get(id) else {
@@ -316,26 +360,32 @@ impl<O: Output, T: Observer> Pass<'_, V4, O, T> {
         if port.role == Role::Host {
             return self.drop(packet, Reason::NotForPollux);
         }
-        let (Some(arp), Some(link)) = (Arp::new_checked(packet.head()), Ethernet::new_checked(packet.head()))
-        else {
+        if packet.head().len() < ethernet::LEN + arp::LEN {
             return self.drop(packet, Reason::FrameTruncated);
+        }
+        if !is_addressed_to(port, &packet) {
+            return self.drop(packet, Reason::OtherHost);
+        }
+        let Some(arp) = Arp::new_checked(packet.head()) else {
+            // Another hardware's or protocol's, or reverse ARP.
+            return pass_on(self.core, self.ports, packet, self.out, self.observer);
         };
         let message = Message {
             kind: match arp.operation {
                 Operation::Request => MessageKind::Request,
                 Operation::Reply => MessageKind::Reply,
             },
-            addressed: if link.destination == port.link_address {
-                Addressed::ToPort
-            } else {
-                Addressed::ToGroup
+            addressed: match ethernet::destination(packet.head()).is_group() {
+                false => Addressed::ToPort,
+                true => Addressed::ToGroup,
             },
             sender_link: arp.sender_link,
             sender: arp.sender,
             target: arp.target,
         };
         let responder = match (port.sharing, port.proxy_arp) {
-            (Sharing::WithKernel, _) => Responder::Kernel,
+            (Sharing::WithKernel, ProxyArp::Off) => Responder::Kernel,
+            (Sharing::WithKernel, ProxyArp::On) => Responder::Proxy,
             (Sharing::Owned, ProxyArp::Off) => Responder::Own,
             (Sharing::Owned, ProxyArp::On) => Responder::OwnAndProxy,
         };

@@ -2,7 +2,7 @@
 //! six that gains one token a second (`inet_peer_xrlim_allow`). Destinations share a fixed number of
 //! buckets by hash, so the memory is bounded whatever comes in; a collision only makes errors rarer.
 
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::time::Instant;
 
@@ -14,17 +14,20 @@ const PER_TOKEN: u64 = 1_000_000_000;
 pub(super) struct Limiter {
     /// For each bucket the time at which it would have been empty and began to fill.
     empty_since: Box<[Instant]>,
-    hasher: RandomState,
+    /// Unknown outside, so that nobody can choose whose errors share a bucket.
+    seed: [u64; 2],
 }
 
 impl Limiter {
-    pub(super) fn new() -> Limiter {
-        Limiter { empty_since: vec![Instant::ZERO; BUCKETS].into(), hasher: RandomState::new() }
+    pub(super) fn new(seed: [u64; 2]) -> Limiter {
+        Limiter { empty_since: vec![Instant::ZERO; BUCKETS].into(), seed }
     }
 
     /// Takes a token of `destination`'s bucket, if it has one.
     pub(super) fn allow(&mut self, destination: impl Hash, now: Instant) -> bool {
-        let bucket = self.hasher.hash_one(destination) as usize % BUCKETS;
+        let mut hasher = DefaultHasher::new();
+        (self.seed, destination).hash(&mut hasher);
+        let bucket = hasher.finish() as usize % BUCKETS;
         let since = &mut self.empty_since[bucket];
         // A bucket is full BURST tokens after it was empty, however long ago that is. Time 0 counts as full.
         let now = now.0 + BURST * PER_TOKEN;
@@ -43,7 +46,7 @@ mod tests {
 
     #[test]
     fn fw_01_errors_are_limited_to_a_burst_of_six_and_one_a_second() {
-        let mut limiter = Limiter::new();
+        let mut limiter = Limiter::new([1, 2]);
         let allowed = |limiter: &mut Limiter, now| (0..20).filter(|_| limiter.allow(1u32, now)).count();
         assert_eq!(allowed(&mut limiter, Instant::ZERO), 6);
         assert_eq!(allowed(&mut limiter, Instant::from_millis(999)), 0);

@@ -19,6 +19,7 @@ pub mod observe;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use rand::rngs::StdRng;
@@ -29,12 +30,12 @@ use crate::packet::ethernet;
 use crate::packet::parse::{Headers, Parsed, parse};
 use crate::packet::{BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
-use crate::route::Neighbours;
+use crate::route::{NeighbourEvent, Neighbours};
 use crate::service::Origin;
 use crate::stats::{Reason, Stats};
-use crate::tables::{Detected, FamilyTables, Masquerade, Ports, Role, Tables};
+use crate::tables::{Detected, FamilyTables, Masquerade, PortInfo, Ports, Role, Tables};
 use crate::time::Instant;
-use host::Wire;
+use host::{Wire, pass_on};
 use limit::Limiter;
 pub use observe::{Event, Nobody, Observer};
 
@@ -61,6 +62,8 @@ pub struct Forwarder {
     v4: State<V4>,
     v6: State<V6>,
     core: Core,
+    /// When [`tick`](Forwarder::tick) was last called.
+    ticked: Instant,
 }
 
 /// What a family keeps between packets.
@@ -69,6 +72,8 @@ struct State<A: Family> {
     neighbours: Neighbours<A>,
     /// Counts changes of routing: a flow whose next hop was found under another number looks again.
     generation: u32,
+    /// Whether neighbours' events are being worked off: what that gives rise to is left to the same loop.
+    working_off: bool,
 }
 
 /// What both families share.
@@ -120,7 +125,14 @@ impl Forwarder {
             tables: Arc::default(),
             v4: State::new(settings, &mut random)?,
             v6: State::new(settings, &mut random)?,
-            core: Core { stats: Stats::default(), random, limiter: Limiter::new(), pool, fixed_choice: None },
+            core: Core {
+                stats: Stats::default(),
+                limiter: Limiter::new(random.random()),
+                random,
+                pool,
+                fixed_choice: None,
+            },
+            ticked: Instant::ZERO,
         })
     }
 
@@ -132,10 +144,8 @@ impl Forwarder {
         self.v4.routing_changed(ports_changed, old.v4.as_ref(), self.tables.v4.as_ref());
         self.v6.routing_changed(ports_changed, old.v6.as_ref(), self.tables.v6.as_ref());
         if ports_changed {
-            for (id, port) in self.tables.ports.iter() {
-                self.v4.neighbours.set_port(id, port.link_address, port.mtu);
-                self.v6.neighbours.set_port(id, port.link_address, port.mtu);
-            }
+            self.v4.ports_changed(&old.ports, &self.tables.ports);
+            self.v6.ports_changed(&old.ports, &self.tables.ports);
         }
         old
     }
@@ -220,18 +230,28 @@ impl Forwarder {
                 Class::Malformed(reason) => self.core.drop(packet, reason, observer),
             }
         }
+        self.count_held();
     }
 
     /// What is to be done between bursts: a bounded slice of expiry, neighbours' timers.
     pub fn tick(&mut self, now: Instant, out: &mut impl Output) {
-        self.v4.flows.expire(now.into(), EXPIRY_SLICE);
-        self.v6.flows.expire(now.into(), EXPIRY_SLICE);
-        if let Some(mut pass) = self.pass_v4(now, out, &mut Nobody) {
-            pass.poll_neighbours();
+        // CT-10: every deadline is looked at in time, however large the table, and a late call takes no pause.
+        let since = now.saturating_since(self.ticked).min(LONGEST_TICK);
+        self.ticked = now;
+        self.v4.flows.expire(now.into(), self.v4.flows.expire_budget(since).max(EXPIRY_SLICE));
+        self.v6.flows.expire(now.into(), self.v6.flows.expire_budget(since).max(EXPIRY_SLICE));
+        match self.pass_v4(now, out, &mut Nobody) {
+            Some(mut pass) => pass.poll_neighbours(),
+            None => self.v4.let_go(&self.tables.ports, &mut self.core),
         }
-        if let Some(mut pass) = self.pass_v6(now, out, &mut Nobody) {
-            pass.poll_neighbours();
+        match self.pass_v6(now, out, &mut Nobody) {
+            Some(mut pass) => pass.poll_neighbours(),
+            None => self.v6.let_go(&self.tables.ports, &mut self.core),
         }
+        self.count_held();
+    }
+
+    fn count_held(&mut self) {
         self.core.stats.held = (self.v4.neighbours.held() + self.v6.neighbours.held()) as u64;
     }
 
@@ -292,8 +312,11 @@ impl Forwarder {
     }
 }
 
-/// Connections looked at for expiry between two bursts.
+/// Connections looked at for expiry in a tick at least.
 const EXPIRY_SLICE: usize = 256;
+
+/// The longest time between two ticks that expiry makes up for at once.
+const LONGEST_TICK: Duration = Duration::from_millis(20);
 
 impl<A: Family> State<A> {
     fn new(settings: &Settings, random: &mut StdRng) -> io::Result<State<A>> {
@@ -301,6 +324,7 @@ impl<A: Family> State<A> {
             flows: FlowTable::new(settings.connections, random.random(), settings.timeouts.clone())?,
             neighbours: Neighbours::default(),
             generation: 1,
+            working_off: false,
         })
     }
 
@@ -312,6 +336,34 @@ impl<A: Family> State<A> {
         };
         if ports || !same {
             self.generation = self.generation.wrapping_add(1).max(1); // 0 stands for "never looked"
+        }
+    }
+
+    /// Forgets the neighbours of ports that are gone, or whose number another port has now.
+    fn ports_changed(&mut self, old: &Ports, new: &Ports) {
+        for (id, before) in old.iter() {
+            if new.get(id).is_none_or(|port| port.name != before.name) {
+                self.neighbours.remove_port(id);
+            }
+        }
+        for (id, port) in new.iter() {
+            self.neighbours.set_port(id, port.link_address, port.mtu);
+        }
+    }
+
+    /// The family is no longer forwarded: what still waits for its neighbours waits in vain.
+    fn let_go(&mut self, ports: &Ports, core: &mut Core) {
+        if self.neighbours.held() == 0 {
+            return;
+        }
+        for (id, port) in ports.iter() {
+            self.neighbours.remove_port(id);
+            self.neighbours.set_port(id, port.link_address, port.mtu);
+        }
+        while let Some(event) = self.neighbours.next_event() {
+            if let NeighbourEvent::Failed(packet, _) | NeighbourEvent::Release(_, packet) = event {
+                core.drop(packet, Reason::Unsupported, &mut Nobody);
+            }
         }
     }
 }
@@ -337,6 +389,16 @@ fn key<A: Family>(headers: &Headers<A>) -> FlowKey<A> {
     }
 }
 
+/// What a port's packets are to the Service tables.
+#[inline]
+fn origin(port: &PortInfo) -> Origin {
+    match (port.role, port.detected) {
+        (Role::Host, _) => Origin::Host,
+        (_, Detected::Pod) => Origin::PodPort,
+        (_, Detected::Other) => Origin::Port,
+    }
+}
+
 impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// One packet of the family, whole.
     #[inline]
@@ -344,11 +406,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         let Some(port) = self.ports.get(packet.port) else {
             return self.drop(packet, Reason::PortDown);
         };
-        let origin = match (port.role, port.detected) {
-            (Role::Host, _) => Origin::Host,
-            (_, Detected::Pod) => Origin::PodPort,
-            (_, Detected::Other) => Origin::Port,
-        };
+        let origin = origin(port);
         self.observer.see(Event::Received {
             port: packet.port,
             origin,
@@ -358,11 +416,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             destination_port: headers.destination_port,
             protocol: headers.protocol,
         });
-        if origin != Origin::Host {
-            let addressed = ethernet::destination(packet.head());
-            if addressed != port.link_address {
-                return self.not_addressed_here(packet, addressed);
-            }
+        let addressed = ethernet::destination(packet.head());
+        // What the host sends has whatever link address its routes made it write, but no group's: that came
+        // from no route of Pollux's, and would only go back to the host.
+        if addressed != port.link_address && (origin != Origin::Host || addressed.is_group()) {
+            return pass_on(self.core, self.ports, packet, self.out, self.observer);
         }
         if !headers.is_trackable() {
             return self.untracked(packet, headers, origin);

@@ -57,12 +57,15 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 Some(hit) => self.forward_hit(packet, headers, origin, &hit),
                 None => self.drop(packet, Reason::FlowTableFull),
             },
-            Err(refusal) if refusal.reason == Reason::Invalid => self.invalid(packet, headers, origin),
+            Err(Refusal { reason: reason @ (Reason::Invalid | Reason::TransportChecksum), .. }) => {
+                self.invalid(packet, headers, origin, reason);
+            }
             Err(refusal) => self.refuse(packet, headers, refusal),
         }
     }
 
-    /// Everything that is decided once for a connection, and its entries.
+    /// Everything that is decided once for a connection, and its entries. What a port's packet meets is in
+    /// the kernel's order: `ip_forward` looks at TTL and MTU before the filter does.
     fn decide(
         &mut self,
         packet: &Packet,
@@ -98,13 +101,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             self.observer.see(Event::NoFrontend);
         }
 
-        let way = self.route(request.destination)?;
+        let way = self.route_new(request.destination, origin)?;
         let next_hop = self.next_hop(way);
-        if let Way::Port(adjacency) = way {
-            self.fits(packet, headers, origin, self.state.neighbours.mtu(adjacency))?;
-        }
-        self.guard_loopback(&request, way, choice.is_some())?;
-        self.filter(&request, way, mark)?;
+        self.forwardable(packet, headers, origin, way)?;
+        self.filter(&request, way, mark, choice.is_some())?;
 
         let out = next_hop.map(|(port, _)| port);
         let cause = self.masquerade_cause(&request, way, out, mark);
@@ -121,6 +121,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             // NAT-03: even an untouched source changes its port when its reply could not be told apart.
             None => MasqueradePorts::Keep,
         };
+        // FW-03: nothing of loopback goes out of a port, nor may its answers come in there.
+        if let (Way::Port(_), true) = (way, outgoing.source.is_loopback()) {
+            return Err(Reason::MartianSource.into());
+        }
+        if let (Way::Port(adjacency), Origin::Host) = (way, origin) {
+            self.fits(packet, headers, origin, self.state.neighbours.mtu(adjacency))?;
+        }
         let connection = Connection { original: *key, way, mark, state };
         let source_port = self.insert(&connection, outgoing, PortSearch::of(mode, key))?;
         if let Some(rule) = cause {
@@ -187,6 +194,17 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         result
     }
 
+    /// The route of what makes no use of an entry's. What the host sends to a group is not sent back to it.
+    pub(super) fn route_new(&mut self, destination: A::Addr, origin: Origin) -> Result<Way, Refusal> {
+        let way = self.route(destination)?;
+        let kind = || self.tables.routing.fib.lookup(destination).map(|route| route.kind);
+        let to_group = || matches!(kind(), Some(RouteKind::Broadcast | RouteKind::Multicast));
+        if origin == Origin::Host && way == Way::Host && to_group() {
+            return Err(Reason::NotForPollux.into());
+        }
+        Ok(way)
+    }
+
     /// Port and address of the neighbour that the way leads to.
     fn next_hop(&self, way: Way) -> Option<(PortId, A::Addr)> {
         match way {
@@ -209,8 +227,15 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 
     /// WK-07 and WK-08: what the filter says to a packet whose connection has not seen a reply. `request`
-    /// has the destination after translation.
-    pub(super) fn filter(&mut self, request: &Request<A>, way: Way, mark: Mark) -> Result<(), Refusal> {
+    /// has the destination after translation, if it was `translated`.
+    pub(super) fn filter(
+        &mut self,
+        request: &Request<A>,
+        way: Way,
+        mark: Mark,
+        translated: bool,
+    ) -> Result<(), Refusal> {
+        self.guard_loopback(request, way, translated)?;
         if request.origin == Origin::Host {
             self.filter_at(FilterStage::Output, request)?;
         }
@@ -288,12 +313,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 
     /// CT-08: to the node untranslated, otherwise nowhere.
-    pub(super) fn invalid(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
+    pub(super) fn invalid(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, reason: Reason) {
         self.observer.see(Event::Invalid);
         if origin != Origin::Host && self.locality(headers.destination) == Locality::Local {
             self.deliver(packet);
         } else {
-            self.drop(packet, Reason::Invalid);
+            self.drop(packet, reason);
         }
     }
 }
@@ -307,7 +332,7 @@ struct Connection<A: Family> {
 }
 
 /// FW-03: addresses that no packet from a port may have.
-fn martian<A: Family>(headers: &Headers<A>) -> Result<(), Refusal> {
+pub(super) fn martian<A: Family>(headers: &Headers<A>) -> Result<(), Refusal> {
     let (source, destination) = (headers.source, headers.destination);
     let broadcast = |address: A::Addr| A::VERSION == 4 && address.bits() == u128::from(u32::MAX);
     if source.is_loopback() || source.is_multicast() || source.is_unspecified() || broadcast(source) {

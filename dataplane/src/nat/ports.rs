@@ -7,9 +7,9 @@ use crate::flow::FlowKey;
 use crate::packet::Family;
 use crate::tables::MasqueradePorts;
 
-/// How many ports are tried at most: the kernel's sequence of 128, then 64, 32, 16 from a new random place
+/// How many ports are tried at most: the kernel's sequence of 128, then 64, 32, 16, 8 from a new random place
 /// each (`nf_nat_l4proto_unique_tuple`), so that a crowded range costs a bounded time.
-const ROUNDS: [u32; 4] = [128, 64, 32, 16];
+const ROUNDS: [u32; 5] = [128, 64, 32, 16, 8];
 
 /// The ports to try for one connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

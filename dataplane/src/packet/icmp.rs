@@ -116,7 +116,7 @@ pub fn icmp_error<A: Family>(
     source: A::Addr,
     pool: &'static Pool,
 ) -> Option<Packet> {
-    if !may_answer(offending, headers) {
+    if !is_answerable(offending, headers) {
         return None;
     }
     let (header_len, longest) = if A::VERSION == 4 { (V4_LEN, V4_ERROR_MAX) } else { (V6_LEN, V6_ERROR_MAX) };
@@ -167,7 +167,8 @@ pub fn icmp_error<A: Family>(
     Some(packet)
 }
 
-fn may_answer<A: Family>(offending: &Packet, headers: &Headers<A>) -> bool {
+/// Whether an ICMP error may be sent about a packet: see [`icmp_error`].
+pub fn is_answerable<A: Family>(offending: &Packet, headers: &Headers<A>) -> bool {
     let icmp_type = (headers.destination_port >> 8) as u8;
     let about_error = match headers.icmp {
         IcmpClass::None | IcmpClass::Query => false,

@@ -3,7 +3,7 @@
 //! A decision without effects; the forwarder parses the message before and builds the answer after. The rules
 //! are the kernel's `arp_process` with its default settings: the node answers for any of its addresses on any
 //! port it owns, and by proxy for whatever it would route to another interface. On a port that Pollux shares
-//! with the kernel, the kernel answers and Pollux only learns.
+//! with the kernel, the kernel answers for the node's addresses; there Pollux learns, and answers by proxy only.
 
 use super::{Fib, Interfaces, Learned, RouteKind};
 use crate::packet::{Address, Family, LinkAddr, PortId};
@@ -47,6 +47,9 @@ pub enum Responder {
     /// The kernel, which sees the port's frames too.
     #[default]
     Kernel,
+    /// The kernel for the node's addresses, Pollux for all that it routes out of other interfaces: the
+    /// kernel's own proxy ARP needs `ip_forward`, which a node where Pollux forwards can do without.
+    Proxy,
     /// Pollux, for the node's addresses.
     Own,
     /// Pollux, for the node's addresses and for all that it routes out of other interfaces (proxy ARP:
@@ -90,14 +93,21 @@ pub fn decide<A: Family>(
     if bad_link || no_host(sender) || no_host(target) || interfaces.is_local(sender) {
         return nothing;
     }
-    let asked = message.kind == MessageKind::Request && responder != Responder::Kernel;
+    let asked = message.kind == MessageKind::Request;
+    let for_own = || {
+        asked && matches!(responder, Responder::Own | Responder::OwnAndProxy) && interfaces.is_local(target)
+    };
+    let by_proxy = || {
+        asked
+            && matches!(responder, Responder::Proxy | Responder::OwnAndProxy)
+            && leads_elsewhere(fib, target, port)
+    };
     let answer = Answer { link_destination: message.sender_link, sender: target, target: sender };
     if sender.is_unspecified() {
         // A check for duplicates: only an address of the node's own is defended.
-        return Decision { answer: (asked && interfaces.is_local(target)).then_some(answer), ..nothing };
+        return Decision { answer: for_own().then_some(answer), ..nothing };
     }
-    let by_proxy = || responder == Responder::OwnAndProxy && leads_elsewhere(fib, target, port);
-    if asked && (interfaces.is_local(target) || by_proxy()) {
+    if for_own() || by_proxy() {
         return Decision { learn: Some(Learned::Request), answer: Some(answer) };
     }
     Decision {
@@ -190,6 +200,19 @@ mod tests {
             ..request("172.16.1.88", "172.16.1.50")
         };
         assert_eq!(on(ENS3, Responder::Kernel, reply).learn, Some(Learned::Reply));
+    }
+
+    #[test]
+    fn nb_01_shared_port_with_proxy_answers_for_what_the_kernel_does_not() {
+        let asked = request("10.151.51.8", "169.254.1.1");
+        let decision = on(CALI_8, Responder::Proxy, asked);
+        assert_eq!(decision.answer, answer("169.254.1.1", "10.151.51.8"));
+        assert_eq!(decision.learn, Some(Learned::Request));
+        for target in ["172.16.1.50", "10.151.51.99", "10.151.51.8"] {
+            let decision = on(CALI_8, Responder::Proxy, request("10.151.51.8", target));
+            assert_eq!(decision.answer, None, "{target}");
+        }
+        assert_eq!(on(CALI_8, Responder::Proxy, request("0.0.0.0", "172.16.1.50")).answer, None);
     }
 
     #[test]
