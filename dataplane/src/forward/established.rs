@@ -67,8 +67,8 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Sends a packet the way of its entry.
     #[inline]
     pub(super) fn forward_hit(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
-        let way = if hit.next_hop.generation == self.state.generation {
-            Way::of(hit.next_hop)
+        let way = if hit.next_hop().generation == self.state.generation {
+            Way::of(hit.next_hop())
         } else {
             match self.reroute(hit) {
                 Ok(way) => way,
@@ -77,12 +77,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         };
         match way {
             Way::Port(adjacency) => match self.state.neighbours.resolved(adjacency) {
-                Some(link) => self.send(packet, headers, origin, &hit.rewrite, &link),
+                Some(link) => self.send(packet, headers, origin, &hit.rewrite(), &link),
                 None => self.send_unresolved(packet, headers, origin, hit, adjacency),
             },
             Way::Host => {
                 let mut packet = packet;
-                hit.rewrite.apply(&mut packet, headers);
+                hit.rewrite().apply(&mut packet, headers);
                 self.deliver(packet);
             }
         }
@@ -91,7 +91,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Routing has changed since the entry's next hop was found, or it was never looked for.
     #[cold]
     fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        let way = self.route(hit.rewrite.destination)?;
+        let way = self.route(hit.rewrite().destination)?;
         self.state.flows.set_next_hop(hit.entry, way.reference(self.state.generation));
         Ok(way)
     }
@@ -107,11 +107,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             return Ok(());
         }
         let mut request = self.request(headers, origin);
-        request.destination = hit.rewrite.destination;
-        request.destination_port = hit.rewrite.destination_port;
+        request.destination = hit.rewrite().destination;
+        request.destination_port = hit.rewrite().destination_port;
         request.destination_is_local = self.locality(request.destination);
         // The mark is metadata of the first packet and set anew by no later one: NAT is not walked again.
-        self.filter(&request, Way::of(hit.next_hop), Mark::Clear)
+        self.filter(&request, Way::of(hit.next_hop()), Mark::Clear)
     }
 
     /// The link address of the next hop is not known. The packet waits as it came in and is forwarded again
@@ -132,13 +132,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             let port = self.state.neighbours.port(adjacency);
             self.observer.see(Event::Held { port, neighbour: address.into() });
         }
-        match self.state.neighbours.hold(adjacency, packet, hit.rewrite.source, self.now) {
+        match self.state.neighbours.hold(adjacency, packet, hit.rewrite().source, self.now) {
             // The neighbour's place was another's in between: find it again, once.
             Hold::Outdated(packet) => match self.reroute(hit) {
                 Ok(Way::Port(again)) => match self.state.neighbours.resolved(again) {
-                    Some(link) => self.send(packet, headers, origin, &hit.rewrite, &link),
+                    Some(link) => self.send(packet, headers, origin, &hit.rewrite(), &link),
                     None => {
-                        let held = self.state.neighbours.hold(again, packet, hit.rewrite.source, self.now);
+                        let held = self.state.neighbours.hold(again, packet, hit.rewrite().source, self.now);
                         self.held(held, Some(headers));
                     }
                 },
