@@ -25,6 +25,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::key::FlowKey;
+use super::types::{EntryRef, Hit, HitWords};
 use crate::memory::{Array, prefetch};
 use crate::nat::Rewrite;
 use crate::nat::rewrite::Changes;
@@ -58,7 +59,8 @@ impl NextHopRef {
         u64::from(self.index) << 32 | u64::from(self.generation)
     }
 
-    fn from_word(word: u64) -> NextHopRef {
+    #[inline]
+    pub(super) fn from_word(word: u64) -> NextHopRef {
         NextHopRef { index: (word >> 32) as u32, generation: word as u32 }
     }
 }
@@ -70,16 +72,6 @@ pub(super) struct Content<A: Family> {
     pub(super) rewrite: Rewrite<A>,
     pub(super) next_hop: NextHopRef,
     pub(super) mark: u32,
-}
-
-/// A consistent copy of an entry, without its key.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Copied<A: Family> {
-    pub(super) version: u32,
-    pub(super) mark: u32,
-    pub(super) rewrite: Rewrite<A>,
-    pub(super) next_hop: NextHopRef,
-    pub(super) fresh_until: u32,
 }
 
 pub(super) struct Entries<A: Family> {
@@ -133,23 +125,23 @@ impl<A: Family> Entries<A> {
     }
 
     /// The entry's content, if it lives and has this key.
-    #[inline]
-    pub(super) fn read(&self, index: u32, key: &[u64; 5]) -> Option<Copied<A>> {
+    #[inline(always)]
+    pub(super) fn read(&self, index: u32, key: &[u64; 5]) -> Option<Hit<A>> {
         self.copy(index, |word, value| {
             if word + 1 == Self::KEY_WORDS { value & !FLAGS == key[word] } else { value == key[word] }
         })
-        .map(|(_, copied)| copied)
+        .map(|(_, hit)| hit)
     }
 
     /// The entry's key and content, if it lives.
-    pub(super) fn read_any(&self, index: u32) -> Option<(FlowKey<A>, Copied<A>)> {
-        let (key, copied) = self.copy(index, |_, _| true)?;
-        Some((FlowKey::from_words(key), copied))
+    pub(super) fn read_any(&self, index: u32) -> Option<(FlowKey<A>, Hit<A>)> {
+        let (key, hit) = self.copy(index, |_, _| true)?;
+        Some((FlowKey::from_words(key), hit))
     }
 
     /// Copies a living entry, giving up at the first word of the key that `matches` refuses.
     #[inline(always)]
-    fn copy(&self, index: u32, matches: impl Fn(usize, u64) -> bool) -> Option<([u64; 5], Copied<A>)> {
+    fn copy(&self, index: u32, matches: impl Fn(usize, u64) -> bool) -> Option<([u64; 5], Hit<A>)> {
         let view = self.view(index);
         loop {
             let before = view[VERSION].load(Acquire);
@@ -179,14 +171,14 @@ impl<A: Family> Entries<A> {
             if view[VERSION].load(Relaxed) != before {
                 continue;
             }
-            let copied = Copied {
-                version: (before >> 32) as u32,
+            let hit = Hit {
+                entry: EntryRef { index, version: (before >> 32) as u32 },
                 mark: before as u32,
-                rewrite: unpack(addresses, ports, key[Self::KEY_WORDS - 1] & TRANSLATED),
-                next_hop: NextHopRef::from_word(next_hop),
+                words: HitWords { addresses, ports, next_hop, flags: key[Self::KEY_WORDS - 1] & FLAGS },
                 fresh_until: last_use as u32,
+                family: PhantomData,
             };
-            return Some((key, copied));
+            return Some((key, hit));
         }
     }
 
@@ -256,19 +248,22 @@ fn pack<A: Family>(rewrite: &Rewrite<A>) -> ([u64; 4], u64) {
     (addresses, ports)
 }
 
-#[inline(always)]
-fn unpack<A: Family>(addresses: [u64; 4], ports: u64, translated: u64) -> Rewrite<A> {
-    let [a, b, c, d] = addresses.map(u128::from);
-    let (source, destination) =
-        if A::BITS == 32 { (a >> 32, a & 0xffff_ffff) } else { (a << 64 | b, c << 64 | d) };
-    Rewrite {
-        source: A::Addr::from_bits(source),
-        destination: A::Addr::from_bits(destination),
-        source_port: (ports >> 48) as u16,
-        destination_port: (ports >> 32) as u16,
-        ip_delta: Delta::from_bits((ports >> 16) as u16),
-        transport_delta: Delta::from_bits(ports as u16),
-        changes: if translated == 0 { Changes::Nothing } else { Changes::Something },
+impl HitWords {
+    /// The rewrite that `pack` packed.
+    #[inline(always)]
+    pub(super) fn rewrite<A: Family>(&self) -> Rewrite<A> {
+        let [a, b, c, d] = self.addresses.map(u128::from);
+        let (source, destination) =
+            if A::BITS == 32 { (a >> 32, a & 0xffff_ffff) } else { (a << 64 | b, c << 64 | d) };
+        Rewrite {
+            source: A::Addr::from_bits(source),
+            destination: A::Addr::from_bits(destination),
+            source_port: (self.ports >> 48) as u16,
+            destination_port: (self.ports >> 32) as u16,
+            ip_delta: Delta::from_bits((self.ports >> 16) as u16),
+            transport_delta: Delta::from_bits(self.ports as u16),
+            changes: if self.flags & TRANSLATED == 0 { Changes::Nothing } else { Changes::Something },
+        }
     }
 }
 

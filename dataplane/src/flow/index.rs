@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     fn hash(number: u64) -> Hash {
-        crate::flow::hash::Hasher::portable([1, 2]).hash(&[number])
+        crate::flow::hash::Hasher::portable([1, 2]).hash2([number, 0])
     }
 
     fn contains(index: &Index, hash: Hash, reference: u32) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! `step` is pure: status, direction and what the packet says go in; the next status and the timeout to
 //! renew come out. The table applies it with one compare-and-swap, so two workers that see a FIN and a RST at
-//! once agree on an order (CT-12). TCP follows [`tcp`](super::tcp); UDP becomes a stream when both sides have
+//! once agree on an order (CT-12). TCP follows `tcp`; UDP becomes a stream when both sides have
 //! used it for two seconds; SCTP is followed by who speaks, not yet by its chunks.
 
 use super::key::{Direction, FlowKey};

@@ -174,11 +174,11 @@ impl<A: Family> FlowTable<A> {
     #[inline]
     pub fn find(&self, candidate: Candidate, key: &FlowKey<A>) -> Option<Hit<A>> {
         let words = key.words();
-        match self.entries.read(candidate.entry, &words) {
-            Some(copied) => Some(Hit::new(candidate.entry, copied)),
-            // Another key with the same signature, or the entry has just gone: look at all of them.
-            None => self.find_words(candidate.hash, &words),
+        let hit = self.entries.read(candidate.entry, &words);
+        if hit.is_some() {
+            return hit;
         }
+        self.find_again(candidate.hash, &words)
     }
 
     /// All stages at once.
@@ -273,6 +273,7 @@ impl<A: Family> FlowTable<A> {
         let original = new.original.words();
         let reply = new.reply.words();
         let hashes = [self.hash_words(&original), self.hash_words(&reply)];
+        hashes.iter().for_each(|hash| self.index.prefetch(*hash));
         let mut writer = self.lock();
         if let Some(entry) = self.occupant(&mut writer, hashes[0], &original, now) {
             return Err(InsertError::OriginalExists(entry));
@@ -375,12 +376,18 @@ impl<A: Family> FlowTable<A> {
 
     #[inline]
     fn hash_words(&self, words: &[u64; 5]) -> Hash {
-        self.hasher.hash(if A::BITS == 32 { &words[..2] } else { words })
+        if A::BITS == 32 { self.hasher.hash2([words[0], words[1]]) } else { self.hasher.hash5(words) }
     }
 
     #[inline]
     fn find_words(&self, hash: Hash, words: &[u64; 5]) -> Option<Hit<A>> {
-        self.index.find(hash, |entry| self.entries.read(entry, words).map(|copied| Hit::new(entry, copied)))
+        self.index.find(hash, |entry| self.entries.read(entry, words))
+    }
+
+    /// When the candidate was another key with the same signature, or has just gone: looks at all of them.
+    #[cold]
+    fn find_again(&self, hash: Hash, words: &[u64; 5]) -> Option<Hit<A>> {
+        self.find_words(hash, words)
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {
@@ -541,14 +548,14 @@ impl<A: Family> FlowTable<A> {
             let (reply, back) = self.entries.read_any(index + 1)?;
             let deadline = self.deadlines[connection as usize].load(Acquire);
             let word = self.entries.view(index)[STATE].load(Acquire);
-            if back.version != there.version || (word >> 32) as u32 != there.version {
+            if back.entry.version != there.entry.version || (word >> 32) as u32 != there.entry.version {
                 // Between the two reads the slot got another connection.
                 std::hint::spin_loop();
                 continue;
             }
             let status = Status(word as u32);
             return Some(FlowInfo {
-                entry: EntryRef { index, version: there.version },
+                entry: there.entry,
                 original,
                 reply,
                 state: status.state(),
@@ -556,8 +563,8 @@ impl<A: Family> FlowTable<A> {
                 assured: status.assured(),
                 mark: there.mark,
                 remaining: Duration::from_millis(now.until(deadline).max(0) as u64),
-                original_next_hop: there.next_hop,
-                reply_next_hop: back.next_hop,
+                original_next_hop: there.next_hop(),
+                reply_next_hop: back.next_hop(),
             });
         }
     }

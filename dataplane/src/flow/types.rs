@@ -1,8 +1,9 @@
 //! What goes into the flow table and what comes out of it: plain values, acted on as copies.
 
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use super::entry::{Copied, NextHopRef};
+use super::entry::NextHopRef;
 use super::hash::Hash;
 use super::key::{Direction, FlowKey};
 use super::state::{Event, State};
@@ -79,28 +80,40 @@ pub struct Candidate {
 }
 
 /// A copy of what an entry holds for its packets.
+///
+/// It keeps the entry's words and takes them apart when asked: a struct that was written in small pieces and
+/// is then moved in large ones stalls the processor for longer than the lookup takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Hit<A: Family> {
     /// The entry.
     pub entry: EntryRef,
-    /// What its packets say when they leave.
-    pub rewrite: Rewrite<A>,
-    /// Where they go.
-    pub next_hop: NextHopRef,
     /// The connection's mark.
     pub mark: u32,
-    fresh_until: u32,
+    pub(super) fresh_until: u32,
+    pub(super) words: HitWords,
+    pub(super) family: PhantomData<A>,
+}
+
+/// Words of an entry as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HitWords {
+    pub(super) addresses: [u64; 4],
+    pub(super) ports: u64,
+    pub(super) next_hop: u64,
+    pub(super) flags: u64,
 }
 
 impl<A: Family> Hit<A> {
-    pub(super) fn new(index: u32, copied: Copied<A>) -> Hit<A> {
-        Hit {
-            entry: EntryRef { index, version: copied.version },
-            rewrite: copied.rewrite,
-            next_hop: copied.next_hop,
-            mark: copied.mark,
-            fresh_until: copied.fresh_until,
-        }
+    /// What its packets say when they leave.
+    #[inline]
+    pub fn rewrite(&self) -> Rewrite<A> {
+        self.words.rewrite()
+    }
+
+    /// Where they go.
+    #[inline]
+    pub fn next_hop(&self) -> NextHopRef {
+        NextHopRef::from_word(self.words.next_hop)
     }
 
     /// The packet's direction.

@@ -73,12 +73,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         };
         match way {
             Way::Port(adjacency) => match self.state.neighbours.resolved(adjacency) {
-                Some(link) => self.send(packet, headers, origin, &hit.rewrite, &link),
+                Some(link) => self.send(packet, headers, origin, &hit.rewrite(), &link),
                 None => self.send_unresolved(packet, headers, origin, hit, adjacency),
             },
             Way::Host => {
                 let mut packet = packet;
-                hit.rewrite.apply(&mut packet, headers);
+                hit.rewrite().apply(&mut packet, headers);
                 self.deliver(packet);
             }
         }
@@ -87,8 +87,8 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Where the entry says that its packets go.
     #[inline]
     fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        if hit.next_hop.generation == self.state.generation {
-            Ok(Way::of(hit.next_hop))
+        if hit.next_hop().generation == self.state.generation {
+            Ok(Way::of(hit.next_hop()))
         } else {
             self.reroute(hit)
         }
@@ -97,7 +97,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Routing has changed since the entry's next hop was found, or it was never looked for.
     #[cold]
     fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        let way = self.route(hit.rewrite.destination)?;
+        let way = self.route(hit.rewrite().destination)?;
         self.state.flows.set_next_hop(hit.entry, way.reference(self.state.generation));
         Ok(way)
     }
@@ -115,7 +115,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if hit.direction() == Direction::Reply {
             return Ok(());
         }
-        let rewrite = hit.rewrite;
+        let rewrite = hit.rewrite();
         let mut request = self.request(headers, origin);
         let translated = (rewrite.destination, rewrite.destination_port)
             != (request.destination, request.destination_port);
@@ -162,10 +162,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             self.reroute(hit) // its place in the table was given to another
         };
         match way {
-            Ok(Way::Port(adjacency)) => self.send_or_hold(packet, headers, origin, &hit.rewrite, adjacency),
+            Ok(Way::Port(adjacency)) => self.send_or_hold(packet, headers, origin, &hit.rewrite(), adjacency),
             Ok(Way::Host) => {
                 let mut packet = packet;
-                hit.rewrite.apply(&mut packet, headers);
+                hit.rewrite().apply(&mut packet, headers);
                 self.deliver(packet);
             }
             Err(refusal) => self.refuse(packet, headers, refusal),

@@ -217,7 +217,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// error about one of them has it as source, since the kernel translates such errors back (FW-01).
     fn translated_from(&self, headers: &Headers<A>) -> Option<A::Addr> {
         let hit = self.state.flows.lookup(&super::key(headers)).filter(|_| headers.is_trackable())?;
-        let translated = hit.rewrite.destination != headers.destination;
+        let translated = hit.rewrite().destination != headers.destination;
         (hit.direction() == Direction::Original && translated).then_some(headers.destination)
     }
 

@@ -172,8 +172,8 @@ impl<A: Family> World<A> {
             let back = self.table.lookup(&reply).expect("found by its reply tuple");
             assert_eq!(there.entry.peer(), back.entry);
             // What leaves there is what the reply tuple answers: out and back is the identity.
-            assert_eq!(there.rewrite, original.rewrite_to(&reply.reply()));
-            assert_eq!(back.rewrite, reply.rewrite_to(&original.reply()));
+            assert_eq!(there.rewrite(), original.rewrite_to(&reply.reply()));
+            assert_eq!(back.rewrite(), reply.rewrite_to(&original.reply()));
         }
         // NAT-03: no two live connections share a reply tuple.
         for (at, one) in living.iter().enumerate() {

@@ -29,20 +29,20 @@ fn ct_01_either_tuple_finds_the_connection_with_its_rewrite() {
 
     let there = table.lookup(&new.original).unwrap();
     assert_eq!((there.entry, there.direction()), (entry, Direction::Original));
-    assert!(!there.rewrite.is_identity());
-    assert_eq!(there.rewrite.source, address::<V4>(4));
-    assert_eq!(there.rewrite.source_port, 40_000);
-    assert_eq!(there.rewrite.destination, address::<V4>(3));
-    assert_eq!(there.rewrite.destination_port, 8080);
-    assert_eq!((there.mark, there.next_hop.index), (0x4000, 7));
+    assert!(!there.rewrite().is_identity());
+    assert_eq!(there.rewrite().source, address::<V4>(4));
+    assert_eq!(there.rewrite().source_port, 40_000);
+    assert_eq!(there.rewrite().destination, address::<V4>(3));
+    assert_eq!(there.rewrite().destination_port, 8080);
+    assert_eq!((there.mark, there.next_hop().index), (0x4000, 7));
 
     let back = table.lookup(&new.reply).unwrap();
     assert_eq!((back.entry, back.direction()), (entry.peer(), Direction::Reply));
     assert_eq!(back.entry.id(), entry.id());
-    assert_eq!(back.rewrite.source, address::<V4>(2));
-    assert_eq!(back.rewrite.source_port, 80);
-    assert_eq!(back.rewrite.destination, address::<V4>(1));
-    assert_eq!(back.rewrite.destination_port, 1000);
+    assert_eq!(back.rewrite().source, address::<V4>(2));
+    assert_eq!(back.rewrite().source_port, 80);
+    assert_eq!(back.rewrite().destination, address::<V4>(1));
+    assert_eq!(back.rewrite().destination_port, 1000);
 
     assert!(table.lookup(&new.reply.reply()).is_none());
 }
@@ -55,9 +55,9 @@ fn ct_02_traffic_without_nat_is_tracked_and_says_so() {
         NewConnection { original, reply: original.reply(), ..through_service(Protocol::UDP, 1, None, 0) };
     table.insert(&new, at(0)).unwrap();
     let hit = table.lookup(&original).unwrap();
-    assert!(hit.rewrite.is_identity());
-    assert_eq!(hit.rewrite, original.rewrite_to(&original));
-    assert_eq!((hit.rewrite.ip_delta, hit.rewrite.transport_delta), (Delta::NONE, Delta::NONE));
+    assert!(hit.rewrite().is_identity());
+    assert_eq!(hit.rewrite(), original.rewrite_to(&original));
+    assert_eq!((hit.rewrite().ip_delta, hit.rewrite().transport_delta), (Delta::NONE, Delta::NONE));
 }
 
 #[test]
@@ -348,13 +348,13 @@ fn rt_05_the_next_hop_is_replaced_in_place() {
     let entry = table.insert(&udp(1), at(0)).unwrap();
     let next_hop = NextHopRef { index: 99, generation: 3 };
     table.set_next_hop(entry.peer(), next_hop);
-    assert_eq!(table.lookup(&udp(1).reply).unwrap().next_hop, next_hop);
-    assert_eq!(table.lookup(&udp(1).original).unwrap().next_hop.index, 7);
+    assert_eq!(table.lookup(&udp(1).reply).unwrap().next_hop(), next_hop);
+    assert_eq!(table.lookup(&udp(1).original).unwrap().next_hop().index, 7);
     // A reference to a connection that is gone changes nothing of the one in its place.
     table.remove(entry);
     table.insert(&udp(2), at(0)).unwrap();
     table.set_next_hop(entry, next_hop);
-    assert_eq!(table.lookup(&udp(2).original).unwrap().next_hop.index, 7);
+    assert_eq!(table.lookup(&udp(2).original).unwrap().next_hop().index, 7);
 }
 
 #[test]
