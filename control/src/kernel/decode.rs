@@ -89,7 +89,8 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
     (!link.name.is_empty()).then_some(link)
 }
 
-/// An address of this family; nothing for one of the other.
+/// An address of this family; nothing for one of the other, nor for one that duplicate detection has not
+/// granted yet (the kernel announces it when it has), or has refused.
 pub(super) fn address<A: KernelFamily>(message: &AddressMessage) -> Option<LinkAddress<A>> {
     let header = &message.header;
     if header.family != A::ADDRESS_FAMILY || header.prefix_len > A::BITS {
@@ -108,14 +109,16 @@ pub(super) fn address<A: KernelFamily>(message: &AddressMessage) -> Option<LinkA
     }
     // Without a peer both are the same, or (IPv6) only the second is there.
     let address = local.or(peer)?;
-    let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
+    if flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed) {
+        return None;
+    }
     Some(LinkAddress {
         link: header.index,
         address,
         subnet: Prefix::new(peer.unwrap_or(address), header.prefix_len),
         scope: Scope(header.scope.into()),
         secondary: flags.contains(AddressFlags::Secondary),
-        unusable: flags.intersects(unusable),
+        deprecated: flags.contains(AddressFlags::Deprecated),
     })
 }
 

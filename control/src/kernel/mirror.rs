@@ -42,7 +42,7 @@ use super::Error;
 use super::decode::{self, DecodedRoute, KernelFamily};
 use super::netlink::{Dump, Messages, Netlink, Unreadable, receive};
 use super::netns::Netns;
-use super::routes::{Placement, RouteTable};
+use super::routes::{Certainty, Placement, RouteTable};
 use super::state::{Changes, KernelState, Link, LinkAddress, NeighbourKey};
 
 /// Multicast groups (`RTNLGRP_*`): links, neighbours, addresses, routes and rules of both families, next
@@ -80,6 +80,8 @@ struct Shared {
 struct Inner {
     state: KernelState,
     changes: Changes,
+    /// Routes were read since the socket was last empty: its next messages may be older than they are.
+    routes_just_read: bool,
 }
 
 impl Shared {
@@ -297,6 +299,7 @@ fn replace_routes<A: KernelFamily>(netlink: &mut Netlink, shared: &Shared) -> io
         }
     }
     let mut inner = shared.lock();
+    inner.routes_just_read = true;
     let different = A::state(&mut inner.state).routes.differences(&routes);
     A::state(&mut inner.state).routes = routes;
     A::changes(&mut inner.changes).routes.extend(different);
@@ -409,6 +412,7 @@ impl Follower {
             }
             shared.changed.notify_one();
         }
+        self.shared.lock().routes_just_read = false;
         stale.read_again(&mut self.netlink, &self.shared)?;
         if !self.shared.lock().changes.is_empty() {
             self.shared.changed.notify_one();
@@ -558,11 +562,15 @@ fn apply_route<A: KernelFamily>(
     };
     A::changes(&mut inner.changes).routes.insert(route.prefix);
     let routes = &mut A::state(&mut inner.state).routes;
-    match placement {
+    let certainty = match placement {
         Some(placement) => routes.insert(route, placement),
-        // Either the dump already lacked it, or something was missed: reading once more tells.
-        None => *stale |= !routes.remove(&route),
-    }
+        None => routes.remove(&route),
+    };
+    *stale |= match certainty {
+        Certainty::Exact => false,
+        Certainty::IfCurrent => inner.routes_just_read,
+        Certainty::ReadAgain => true,
+    };
 }
 
 #[derive(Clone, Copy)]

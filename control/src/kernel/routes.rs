@@ -5,6 +5,11 @@
 //! besides merges routes by a gateway with the same prefix and metric into one with several next hops, and
 //! announces the whole when it grows and only the lost hops when it shrinks.
 //!
+//! Where IPv6 holds routes by gateways and others with one metric side by side, or replaces one with another
+//! kind, its notifications do not say all that happened; the answer is then [`Certainty::ReadAgain`]. (Its
+//! dumps do not either: they leave out routes that stand between the next hops of another one. No routing
+//! daemon makes such tables.)
+//!
 //! Invariant: the routes of a prefix are ordered by table, then metric, then as the kernel holds them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,20 +57,20 @@ impl<A: Family> RouteTable<A> {
     }
 
     /// Takes in a route that was announced.
-    pub(super) fn insert(&mut self, mut route: KernelRoute<A>, placement: Placement) {
+    pub(super) fn insert(&mut self, mut route: KernelRoute<A>, placement: Placement) -> Certainty {
         order_hops(&mut route);
         let routes = self.prefixes.entry(route.prefix).or_default();
+        let equals = equals_of(routes, &route);
+        let before = Certainty::of(&routes[equals.clone()]);
         if placement == Placement::Replace {
-            let equals = equals_of(routes, &route);
-            // IPv6 replaces a route by gateways with one by gateways, if there is one. A copy of the new
-            // route may stand elsewhere among its equals.
-            let replaced = routes[equals.clone()]
-                .iter()
-                .position(|old| A::VERSION == 4 || can_merge(old) == can_merge(&route))
-                .or((!equals.is_empty()).then_some(0));
-            if let Some(position) = replaced {
-                routes[equals.start + position] = route;
-                return;
+            // IPv6 replaces routes by gateways with such, and others with others, if it can.
+            let same_kind = |old: &KernelRoute<A>| A::VERSION == 4 || can_merge(old) == can_merge(&route);
+            if let Some(replaced) = routes[equals.clone()].iter().position(same_kind) {
+                routes[equals.start + replaced] = route;
+                return match before {
+                    Certainty::IfCurrent if A::VERSION == 6 => Certainty::ReadAgain,
+                    before => before,
+                };
             }
         }
         // What the new route stands for as well: itself, if a dump already had it, and for IPv6 the route
@@ -82,15 +87,17 @@ impl<A: Family> RouteTable<A> {
             equals.end
         };
         routes.insert(at, route);
+        before.max(Certainty::of(&routes[equals.start..=equals.end]))
     }
 
-    /// Takes out a route that was announced as gone; false if it is unknown, so that the table has to be
-    /// read again.
-    pub(super) fn remove(&mut self, gone: &KernelRoute<A>) -> bool {
+    /// Takes out a route that was announced as gone. If it is unknown, either the dump already lacked it,
+    /// or something was missed: reading once more tells.
+    pub(super) fn remove(&mut self, gone: &KernelRoute<A>) -> Certainty {
         let Some(routes) = self.prefixes.get_mut(&gone.prefix) else {
-            return false;
+            return Certainty::ReadAgain;
         };
         let equals = equals_of(routes, gone);
+        let before = Certainty::of(&routes[equals.clone()]);
         let exact = routes[equals.clone()].iter().position(|route| route == gone);
         if let Some(position) = exact {
             routes.remove(equals.start + position);
@@ -114,12 +121,16 @@ impl<A: Family> RouteTable<A> {
                 }
             }
         } else {
-            return false;
+            return Certainty::ReadAgain;
         }
         if routes.is_empty() {
             self.prefixes.remove(&gone.prefix);
         }
-        true
+        if A::VERSION == 6 && !can_merge(gone) {
+            // By replacing, IPv6 can make a second copy of a route; this may be the end of the other one.
+            return before.max(Certainty::IfCurrent);
+        }
+        before
     }
 
     /// The prefixes whose routes are not the same in both tables.
@@ -130,6 +141,32 @@ impl<A: Family> RouteTable<A> {
         let mine = self.prefixes.iter().filter_map(|entry| changed(entry, other));
         let theirs = other.prefixes.iter().filter_map(|entry| changed(entry, self));
         mine.chain(theirs).collect()
+    }
+}
+
+/// Whether the table is now what the kernel's is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[must_use]
+pub(super) enum Certainty {
+    /// It is; or, if the announcement was older than the last dump, will be after those that follow it.
+    Exact,
+    /// It is, unless the announcement was older than the last dump: there are several routes with one
+    /// prefix, table and metric, and their order may have suffered.
+    IfCurrent,
+    /// Perhaps not: it has to be read again.
+    ReadAgain,
+}
+
+impl Certainty {
+    /// Of an announcement that met or left these routes with one prefix, table and metric. IPv6 leaves
+    /// doubts when one of several leads by gateways. (Several that do not are common and plain: `fe80::/64`
+    /// is on every link.)
+    fn of<A: Family>(equals: &[KernelRoute<A>]) -> Self {
+        match equals.len() {
+            0 | 1 => Certainty::Exact,
+            _ if A::VERSION == 6 && equals.iter().any(can_merge) => Certainty::ReadAgain,
+            _ => Certainty::IfCurrent,
+        }
     }
 }
 
@@ -225,7 +262,8 @@ mod tests {
     fn rt_01_routes_of_a_prefix_stand_by_table_metric_and_placement() {
         let mut table = RouteTable::<V4>::default();
         let add = |table: &mut RouteTable<V4>, metric, link, placement| {
-            table.insert(route("10.0.0.0/8", metric, &[hop(link, "-")]), placement);
+            let certainty = table.insert(route("10.0.0.0/8", metric, &[hop(link, "-")]), placement);
+            assert_ne!(certainty, Certainty::ReadAgain);
         };
         add(&mut table, 100, 1, Placement::First);
         add(&mut table, 50, 2, Placement::First);
@@ -239,20 +277,20 @@ mod tests {
         assert_eq!(links(&table, "10.0.0.0/8"), [[2], [5], [1], [4]]);
         let mut local = route("10.0.0.0/8", 1000, &[hop(6, "-")]);
         local.table = Table::Local;
-        table.insert(local, Placement::First);
+        table.push(local);
         assert_eq!(links(&table, "10.0.0.0/8"), [[6], [2], [5], [1], [4]]);
     }
 
     #[test]
     fn rt_01_a_removed_route_leaves_its_equals_and_an_unknown_one_is_reported() {
         let mut table = RouteTable::<V4>::default();
-        table.insert(route("10.0.0.0/8", 0, &[hop(1, "10.9.9.1")]), Placement::First);
-        table.insert(route("10.0.0.0/8", 0, &[hop(1, "10.9.9.2")]), Placement::Last);
-        assert!(table.remove(&route("10.0.0.0/8", 0, &[hop(1, "10.9.9.1")])));
-        assert_eq!(table.of("10.0.0.0/8".parse().unwrap()).len(), 1);
-        assert!(!table.remove(&route("10.0.0.0/8", 0, &[hop(1, "10.9.9.1")])));
-        assert!(!table.remove(&route("11.0.0.0/8", 0, &[hop(1, "10.9.9.1")])));
-        assert!(table.remove(&route("10.0.0.0/8", 0, &[hop(1, "10.9.9.2")])));
+        table.push(route("10.0.0.0/8", 0, &[hop(1, "10.9.9.1")]));
+        table.push(route("10.0.0.0/8", 0, &[hop(1, "10.9.9.2")]));
+        let mut remove = |prefix, gateway| table.remove(&route(prefix, 0, &[hop(1, gateway)]));
+        assert_eq!(remove("10.0.0.0/8", "10.9.9.1"), Certainty::IfCurrent);
+        assert_eq!(remove("10.0.0.0/8", "10.9.9.1"), Certainty::ReadAgain);
+        assert_eq!(remove("11.0.0.0/8", "10.9.9.1"), Certainty::ReadAgain);
+        assert_eq!(remove("10.0.0.0/8", "10.9.9.2"), Certainty::Exact);
         assert_eq!(table.prefixes(), 0);
     }
 
@@ -260,19 +298,43 @@ mod tests {
     fn rt_01_ipv6_routes_by_gateways_merge_and_shrink_hop_by_hop() {
         let mut table = RouteTable::<V6>::default();
         let (one, two, three) = (hop(1, "fd00::1"), hop(2, "fd00::2"), hop(3, "fd00::3"));
-        table.insert(route("fd01::/64", 1024, &[one]), Placement::First);
-        // A route straight onto a link never merges, also of the same metric.
-        table.insert(route("fd01::/64", 1024, &[hop(9, "-")]), Placement::Last);
-        table.insert(route("fd01::/64", 1024, &[two, one]), Placement::Last);
-        table.insert(route("fd01::/64", 1024, &[one, two, three]), Placement::Last);
-        assert_eq!(links(&table, "fd01::/64"), [vec![9], vec![1, 2, 3]]);
-        assert!(table.remove(&route("fd01::/64", 1024, &[two])));
-        assert_eq!(links(&table, "fd01::/64"), [vec![9], vec![1, 3]]);
-        table.insert(route("fd01::/64", 1024, &[two]), Placement::Replace);
-        assert_eq!(links(&table, "fd01::/64"), [vec![9], vec![2]]);
-        assert!(table.remove(&route("fd01::/64", 1024, &[two])));
-        assert!(!table.remove(&route("fd01::/64", 1024, &[two])));
-        assert_eq!(links(&table, "fd01::/64"), [[9]]);
+        let insert = |table: &mut RouteTable<V6>, hops: &[KernelNextHop<V6>], placement| {
+            table.insert(route("fd01::/64", 1024, hops), placement)
+        };
+        assert_eq!(insert(&mut table, &[one], Placement::First), Certainty::Exact);
+        assert_eq!(insert(&mut table, &[two, one], Placement::Last), Certainty::Exact);
+        let all = [three, one, two];
+        assert_eq!(insert(&mut table, &all, Placement::Last), Certainty::Exact);
+        assert_eq!(links(&table, "fd01::/64"), [[1, 2, 3]]);
+        let gone = route("fd01::/64", 1024, &[two]);
+        assert_eq!(table.remove(&gone), Certainty::Exact);
+        assert_eq!(links(&table, "fd01::/64"), [[1, 3]]);
+        assert_eq!(insert(&mut table, &[two], Placement::Replace), Certainty::Exact);
+        assert_eq!(links(&table, "fd01::/64"), [[2]]);
+        assert_eq!(table.remove(&gone), Certainty::Exact);
+        assert_eq!(table.remove(&gone), Certainty::ReadAgain);
+        assert_eq!(table.prefixes(), 0);
+    }
+
+    #[test]
+    fn rt_05_what_ipv6_leaves_open_is_read_again_and_link_local_prefixes_are_not() {
+        let mut table = RouteTable::<V6>::default();
+        let mut insert = |prefix, hop, placement| table.insert(route(prefix, 256, &[hop]), placement);
+        let (first, last) = (Placement::First, Placement::Last);
+        assert_eq!(insert("fe80::/64", hop(1, "-"), first), Certainty::Exact);
+        assert_eq!(insert("fe80::/64", hop(2, "-"), first), Certainty::IfCurrent);
+        assert_eq!(
+            insert("fe80::/64", hop(3, "-"), Placement::Replace),
+            Certainty::ReadAgain
+        );
+        assert_eq!(insert("fd01::/64", hop(1, "-"), last), Certainty::Exact);
+        assert_eq!(insert("fd01::/64", hop(1, "fd00::1"), last), Certainty::ReadAgain);
+        assert_eq!(insert("fd02::/64", hop(1, "fd00::1"), first), Certainty::Exact);
+        let other_kind = insert("fd02::/64", hop(1, "-"), Placement::Replace);
+        assert_eq!(other_kind, Certainty::ReadAgain);
+        let gone = route("fd01::/64", 256, &[hop(1, "-")]);
+        assert_eq!(table.remove(&gone), Certainty::ReadAgain);
+        assert_eq!(links(&table, "fd01::/64"), [[1]]);
     }
 
     #[test]
@@ -280,10 +342,10 @@ mod tests {
         let mut old = RouteTable::<V4>::default();
         let mut new = RouteTable::default();
         for prefix in ["10.0.0.0/8", "11.0.0.0/8", "12.0.0.0/8"] {
-            old.insert(route(prefix, 0, &[hop(1, "-")]), Placement::Last);
+            old.push(route(prefix, 0, &[hop(1, "-")]));
         }
         for (prefix, link) in [("10.0.0.0/8", 1), ("11.0.0.0/8", 2), ("13.0.0.0/8", 1)] {
-            new.insert(route(prefix, 0, &[hop(link, "-")]), Placement::Last);
+            new.push(route(prefix, 0, &[hop(link, "-")]));
         }
         let different: Vec<String> = old.differences(&new).iter().map(ToString::to_string).collect();
         assert_eq!(different, ["11.0.0.0/8", "12.0.0.0/8", "13.0.0.0/8"]);

@@ -102,9 +102,8 @@ pub struct LinkAddress<A: Family> {
     /// Not the first address of its subnet (`IFA_F_SECONDARY`): not chosen as a source by itself. IPv6
     /// uses the same bit for temporary addresses.
     pub secondary: bool,
-    /// Not to be used as a source: IPv6 duplicate detection is running or has failed, or the address is
-    /// deprecated.
-    pub unusable: bool,
+    /// Still answers, but is not to be used as a source for something new (RFC 4862).
+    pub deprecated: bool,
 }
 
 /// How far an address or a destination reaches; smaller is farther (`RT_SCOPE_*`).
@@ -200,11 +199,12 @@ impl<A: Family> KernelRouteKind<A> {
         }
     }
 
-    /// Unicast or multipath, as the number of hops says; nothing without any.
-    pub(super) fn from_next_hops(mut hops: Vec<KernelNextHop<A>>) -> Option<Self> {
-        match hops.len() {
-            0 => None,
-            1 => hops.pop().map(KernelRouteKind::Unicast),
+    /// Unicast or multipath, as the number of hops says; nothing without any. A hop that is alone has no
+    /// weight.
+    pub(super) fn from_next_hops(hops: Vec<KernelNextHop<A>>) -> Option<Self> {
+        match hops.as_slice() {
+            [] => None,
+            [only] => Some(KernelRouteKind::Unicast(KernelNextHop { weight: 1, ..*only })),
             _ => Some(KernelRouteKind::Multipath(hops)),
         }
     }
