@@ -6,6 +6,8 @@
 use libtest_mimic::{Arguments, Trial};
 use pollux_control::kernel::sandbox::Sandbox;
 
+#[path = "kernel/mirror.rs"]
+mod mirror;
 #[path = "kernel/sandbox.rs"]
 mod sandbox;
 
@@ -20,6 +22,7 @@ fn main() {
     }
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(sandbox::trials());
+    trials.extend(mirror::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

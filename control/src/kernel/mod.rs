@@ -1,13 +1,25 @@
-//! What Pollux has to do with the kernel beside its ports. For the demo and the tests: life in network
-//! namespaces of its own ([`sandbox`], [`netns`]).
+//! What Pollux has to do with the kernel beside its ports: mirror routes, neighbours, links and addresses
+//! ([`mirror`] into [`state`]), prepare the host's side of the host port ([`host_port`]), and, for the demo
+//! and the tests, live in network namespaces of its own ([`sandbox`], [`netns`]).
 //!
-//! Nothing here sees a packet.
+//! Nothing here sees a packet. Everything speaks rtnetlink on plain sockets of its own ([`netlink`]), in
+//! the network namespace of the calling thread.
 
 use std::io;
 use std::path::PathBuf;
 
+mod decode;
+pub mod mirror;
+mod netlink;
 pub mod netns;
+pub mod routes;
 pub mod sandbox;
+pub mod state;
+
+/// The protocol number of the routes that Pollux makes (`ip route ... proto 112`): a value that no entry of
+/// `/etc/iproute2/rt_protos` has. The mirror skips them, or Pollux would follow its own routes in a circle
+/// (PT-02); whatever carries it after Pollux has ended is a leftover.
+pub const ROUTE_PROTOCOL: u8 = 112;
 
 /// What the kernel or the machine refused. Each message is one line that says what to do where something
 /// can be done. `pollux` ends with [`Error::EXIT_CODE`] for all of them.
