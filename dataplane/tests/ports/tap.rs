@@ -12,7 +12,9 @@ use pollux_dataplane::port::finish;
 use pollux_dataplane::port::tap::TapPort;
 
 use crate::sandbox::{Namespace, ip};
-use crate::topology::{AS_IT_IS, Inbox, MAC_A, PATIENCE, is_udp, pool, send_all, send_frame, transfer, wire};
+use crate::topology::{
+    AS_IT_IS, Inbox, MAC_A, PATIENCE, eventually, is_udp, pool, send_all, send_frame, transfer, wire,
+};
 use crate::trial;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -47,10 +49,7 @@ fn pt_02_udp_passes_both_ways() {
     socket.send_to(b"from the host", "10.8.0.2:5000").unwrap();
     let mut packet = port.next(is_udp);
     assert_eq!(packet.port, PortId(6));
-    assert!(matches!(
-        packet.offload.checksum,
-        ChecksumState::Partial { start: 34, offset: 6 }
-    ));
+    assert!(matches!(packet.offload.checksum, ChecksumState::Partial { start: 34, offset: 6 }));
     finish::finish_checksum(&mut packet).unwrap();
     let bytes = packet.to_vec();
     let sliced = SlicedPacket::from_ethernet(&bytes).unwrap();
@@ -61,9 +60,7 @@ fn pt_02_udp_passes_both_ways() {
     };
     assert_eq!(udp.payload(), b"from the host");
     assert_eq!(
-        udp.to_header()
-            .calc_checksum_ipv4(&v4.header().to_header(), udp.payload())
-            .unwrap(),
+        udp.to_header().calc_checksum_ipv4(&v4.header().to_header(), udp.payload()).unwrap(),
         udp.checksum()
     );
 
@@ -119,9 +116,7 @@ fn pt_04_tcp_passes_as_it_is_between_taps() {
     };
     let (from, mut a) = side("10.8.0.1/24");
     let (to, mut b) = side("10.8.0.2/24");
-    let traffic = transfer(&from, &to, "10.8.0.2:80", 16 << 20, |done| {
-        wire(&mut a, &mut b, AS_IT_IS, done)
-    });
+    let traffic = transfer(&from, &to, "10.8.0.2:80", 16 << 20, |done| wire(&mut a, &mut b, AS_IT_IS, done));
     assert!(traffic.super_frames > 50, "{traffic:?}");
     assert!(traffic.longest > 60_000, "{traffic:?}");
     assert_eq!((a.missed(), b.missed()), (0, 0));
@@ -137,15 +132,10 @@ fn pt_02_the_interface_vanishes_with_the_port() {
     assert!(taken.to_string().starts_with("TAP interface tap0: "), "{taken}");
     assert_eq!(port.name(), "tap0");
     drop(port);
-    assert!(!ip("link show").contains("tap0"));
+    assert!(eventually(|| !ip("link show").contains("tap0")));
     assert_eq!(pool.available(), pool.capacity());
-    let bad = TapPort::open("a-name-that-is-too-long", PortId(7), pool)
-        .err()
-        .unwrap();
-    assert_eq!(
-        bad.to_string(),
-        "not an interface name: \"a-name-that-is-too-long\" (1 to 15 bytes)"
-    );
+    let bad = TapPort::open("a-name-that-is-too-long", PortId(7), pool).err().unwrap();
+    assert_eq!(bad.to_string(), "not an interface name: \"a-name-that-is-too-long\" (1 to 15 bytes)");
 }
 
 fn pt_02_an_interface_that_is_down_refuses_and_works_when_up() {
@@ -153,9 +143,7 @@ fn pt_02_an_interface_that_is_down_refuses_and_works_when_up() {
     let (_namespace, mut port) = host(pool);
     ip("link set tap0 down");
     let frame = crate::topology::udp_frame(b"x");
-    let mut burst: Burst = [Packet::copy_of(pool, PortId(0), &frame).unwrap()]
-        .into_iter()
-        .collect();
+    let mut burst: Burst = [Packet::copy_of(pool, PortId(0), &frame).unwrap()].into_iter().collect();
     assert!(port.transmit(&mut burst).is_err());
     assert_eq!(burst.len(), 1);
     ip("link set tap0 up");

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -26,6 +25,21 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(150);
 pub(crate) const MAC_A: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
 pub(crate) const MAC_B: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
 
+/// Whether something comes to be true. What ends when a file descriptor is closed ends a moment later here:
+/// a program that another test starts holds a copy of it until it begins to run.
+pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if is_so() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 pub(crate) fn pool() -> &'static Pool {
     Pool::new(4096).unwrap()
 }
@@ -45,10 +59,7 @@ pub(crate) fn veth_pair() -> Namespace {
 /// A pod of the thread's namespace: its interface `eth0` has `address`, the other end is `name` here.
 pub(crate) fn pod(name: &str, address: &str) -> Namespace {
     let pod = Namespace::new();
-    ip(&format!(
-        "link add {name} type veth peer name eth0 netns {}",
-        pod.path()
-    ));
+    ip(&format!("link add {name} type veth peer name eth0 netns {}", pod.path()));
     ip(&format!("link set {name} up"));
     pod.run(|| {
         ip(&format!("addr add {address} dev eth0"));
@@ -62,11 +73,7 @@ pub(crate) fn pod(name: &str, address: &str) -> Namespace {
 /// Waits until an interface has its queue: what is sent between the carrier's return and that, the kernel
 /// drops without a word.
 pub(crate) fn wait_until_up(name: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while !ip(&format!("link show {name}")).contains("state UP") {
-        assert!(Instant::now() < deadline, "{name} does not come up");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    assert!(eventually(|| ip(&format!("link show {name}")).contains("state UP")), "{name} does not come up");
 }
 
 /// A UDP datagram from `MAC_A` to `MAC_B`.
@@ -116,12 +123,8 @@ pub(crate) fn send_frame(port: &mut impl Port, pool: &'static Pool, frame: &[u8]
 
 /// Sleeps until a port has frames, or 10 ms.
 pub(crate) fn wait(ports: &[&dyn Port]) {
-    let fds: Vec<_> = ports.iter().filter_map(|port| port.readiness()).collect();
-    let mut polled: Vec<PollFd> = fds
-        .iter()
-        // SAFETY: the ports own the descriptors and are borrowed for longer than this call.
-        .map(|fd| PollFd::new(unsafe { BorrowedFd::borrow_raw(*fd) }, PollFlags::POLLIN))
-        .collect();
+    let fds = ports.iter().filter_map(|port| port.readiness());
+    let mut polled: Vec<PollFd> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     poll(&mut polled, PollTimeout::from(10u8)).unwrap();
 }
 
@@ -133,10 +136,7 @@ pub(crate) struct Inbox<P> {
 
 impl<P: Port> Inbox<P> {
     pub(crate) fn new(port: P) -> Inbox<P> {
-        Inbox {
-            port,
-            waiting: VecDeque::new(),
-        }
+        Inbox { port, waiting: VecDeque::new() }
     }
 
     /// The next frame for which `wanted` holds; those before it are dropped.
@@ -277,13 +277,8 @@ pub(crate) fn transfer(
 
 /// Whether an ICMP echo request from the thread's namespace is answered.
 pub(crate) fn ping(address: &str, patience: Duration) -> bool {
-    let socket = socket(
-        AddressFamily::Inet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::Icmp,
-    )
-    .unwrap();
+    let socket =
+        socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp).unwrap();
     let socket = UdpSocket::from(socket);
     let echo = IcmpEchoHeader { id: 0x4242, seq: 1 };
     let header = Icmpv4Header::with_checksum(Icmpv4Type::EchoRequest(echo), b"pollux");
@@ -292,10 +287,7 @@ pub(crate) fn ping(address: &str, patience: Duration) -> bool {
     socket.send_to(&request, (address, 0)).unwrap();
     let deadline = Instant::now() + patience;
     let mut buffer = [0; 2048];
-    while let Some(left) = deadline
-        .checked_duration_since(Instant::now())
-        .filter(|left| !left.is_zero())
-    {
+    while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
         socket.set_read_timeout(Some(left)).unwrap();
         // A reply behind its IP header of 20 bytes.
         if let Ok((len, from)) = socket.recv_from(&mut buffer)
