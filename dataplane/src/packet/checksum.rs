@@ -187,7 +187,7 @@ pub fn finish_partial(packet: &mut Packet) {
 }
 
 /// Offset of the checksum in SCTP's common header.
-const SCTP_CHECKSUM: u16 = 8;
+pub(crate) const SCTP_CHECKSUM: u16 = 8;
 
 /// The bytes `range` of a frame, chunk by chunk; shorter when the frame is.
 pub(crate) fn slices(packet: &Packet, range: Range<usize>) -> impl Iterator<Item = &[u8]> {

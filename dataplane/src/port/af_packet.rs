@@ -383,7 +383,11 @@ fn send(socket: &OwnedFd, burst: &Burst) -> Outcome {
         let vector =
             |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         vectors.push(vector(header));
-        vectors.extend(packet.segments().take(MAX_PARTS).map(vector));
+        vectors.extend(packet.segments().take(MAX_PARTS + 1).map(vector));
+        // Longer than any frame may be: the kernel refuses a message of nothing.
+        if vectors.len() - first > 1 + MAX_PARTS {
+            vectors.truncate(first);
+        }
         counts.push(vectors.len() - first);
     }
     let mut messages: ArrayVec<libc::mmsghdr, BURST> = ArrayVec::new();

@@ -5,7 +5,9 @@
 //! [`Port::capabilities`](crate::port::Port::capabilities) first. Both rely on the marks in
 //! [`Packet::offload`] and check them against the frame: a mark that lies is refused, nothing panics.
 
+use crate::packet::checksum::{self, SCTP_CHECKSUM, Sum};
 use crate::packet::{ChecksumState, Gso, GsoKind, Packet};
+use crate::pool::{CHUNK, HEADROOM};
 use crate::stats::Reason;
 
 const ETHERNET: usize = 14;
@@ -33,19 +35,11 @@ pub fn finish_checksum(packet: &mut Packet) -> Result<(), Reason> {
     let ChecksumState::Partial { start, offset } = packet.offload.checksum else {
         return Ok(());
     };
-    let start = usize::from(start);
-    let field = start + usize::from(offset);
-    if field + 2 > packet.head().len() {
+    let len = if offset == SCTP_CHECKSUM { 4 } else { 2 };
+    if usize::from(start) + usize::from(offset) + len > packet.head().len() {
         return Err(Reason::TransportTruncated);
     }
-    let sum = sum_from(packet, start);
-    // A UDP checksum of 0 means that there is none (RFC 768); 0xffff is the same number.
-    let value = match !fold(sum) {
-        0 if usize::from(offset) == UDP_CHECKSUM => 0xffff,
-        value => value,
-    };
-    packet.head_mut()[field..field + 2].copy_from_slice(&value.to_be_bytes());
-    packet.offload.checksum = ChecksumState::Unknown;
+    checksum::finish_partial(packet);
     Ok(())
 }
 
@@ -136,7 +130,10 @@ impl Layout {
             }
         };
         let payload = l4 + length;
-        if (transport == Transport::Tcp && length < TCP_HEADER) || payload > frame.len() || gso.size == 0 {
+        if (transport == Transport::Tcp && length < TCP_HEADER)
+            || payload > frame.len().min(CHUNK - HEADROOM)
+            || gso.size == 0
+        {
             return Err(Reason::TransportTruncated);
         }
         Ok(Layout { l3, l4, payload, ipv6, transport })
@@ -192,7 +189,7 @@ fn complete_headers(segment: &mut Packet, layout: &Layout, place: Place) {
         put(head, l3 + 4, identification);
         put(head, l3 + 10, 0);
         let header = usize::from(head[l3] & 0xf) * 4;
-        let checksum = !fold(sum(0, &head[l3..l3 + header]));
+        let checksum = Sum::of(&head[l3..l3 + header]).complement();
         put(head, l3 + 10, checksum);
     }
     let (protocol, offset) = match layout.transport {
@@ -214,8 +211,9 @@ fn complete_headers(segment: &mut Packet, layout: &Layout, place: Place) {
         }
     };
     let addresses = if layout.ipv6 { l3 + 8..l3 + 40 } else { l3 + 12..l3 + 20 };
-    let pseudo = sum(u64::from(protocol) + (len - l4) as u64, &head[addresses]);
-    put(head, l4 + offset, fold(pseudo));
+    let length = ((len - l4) as u32).to_be_bytes();
+    let pseudo = Sum::of(&head[addresses]) + Sum::of(&length) + Sum::of(&[0, protocol]);
+    put(head, l4 + offset, pseudo.value());
     segment.offload.checksum = ChecksumState::Partial { start: l4 as u16, offset: offset as u16 };
     finish_checksum(segment).expect("the transport header lies in the first chunk");
 }
@@ -230,43 +228,6 @@ fn get(bytes: &[u8], at: usize) -> u16 {
 
 fn put(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-}
-
-/// Adds the 16-bit words of `bytes` to a sum that is not folded yet; an odd last byte is the high half of a
-/// word.
-fn sum(start: u64, bytes: &[u8]) -> u64 {
-    let (words, last) = bytes.as_chunks::<4>();
-    let mut sum = start;
-    for word in words {
-        sum += u64::from(u32::from_be_bytes(*word));
-    }
-    let mut rest = [0; 4];
-    rest[..last.len()].copy_from_slice(last);
-    sum + u64::from(u32::from_be_bytes(rest))
-}
-
-/// The sum of the frame's bytes from `start` on. A part of odd length puts those behind it on the other
-/// half of a word.
-fn sum_from(packet: &Packet, start: usize) -> u64 {
-    let mut total = 0;
-    let mut skip = start;
-    let mut odd = false;
-    for part in packet.segments() {
-        let bytes = &part[skip.min(part.len())..];
-        skip = skip.saturating_sub(part.len());
-        let sum = u64::from(fold(sum(0, bytes)));
-        total += if odd { sum << 8 } else { sum };
-        odd ^= bytes.len() % 2 == 1;
-    }
-    total
-}
-
-/// Folds a sum to 16 bits.
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 #[cfg(test)]

@@ -216,8 +216,8 @@ fn pt_04_a_partial_checksum_over_a_chain_is_finished() {
     for shift in [0, 1] {
         let expected = tcp(Ip::V6, 0, 0, FLAG_PSH, &payload(9_001));
         let mut frame = expected.clone();
-        let len = (frame.len() - 54) as u64;
-        let pseudo = fold(sum(len + u64::from(TCP), &frame[22..54]));
+        let len = (frame.len() - 54) as u32;
+        let pseudo = (Sum::of(&frame[22..54]) + Sum::of(&[0, TCP]) + Sum::of(&len.to_be_bytes())).value();
         frame[54 + 16..54 + 18].copy_from_slice(&pseudo.to_be_bytes());
         let mut packet = Packet::copy_of(pool, PortId(0), &[&vec![0; shift], &frame[..]].concat()).unwrap();
         packet.trim_front(shift);
@@ -245,7 +245,7 @@ fn pt_04_a_udp_checksum_of_zero_is_written_as_ffff() {
     let frame = build([zero[40], zero[41]]);
     assert_eq!(frame[40..42], [0xff, 0xff], "etherparse writes it so, too");
     let mut partial = frame.clone();
-    let pseudo = fold(sum(u64::from(UDP) + 10, &frame[26..34]));
+    let pseudo = (Sum::of(&frame[26..34]) + Sum::of(&[0, UDP, 0, 10])).value();
     partial[40..42].copy_from_slice(&pseudo.to_be_bytes());
     let mut packet = Packet::copy_of(pool, PortId(0), &partial).unwrap();
     packet.offload.checksum = ChecksumState::Partial { start: 34, offset: 6 };
@@ -276,6 +276,14 @@ fn pt_04_marks_that_lie_are_refused() {
     let mut outside = of(GsoKind::Tcp4, 1_000);
     outside.offload.checksum = ChecksumState::Partial { start: 40_000, offset: 16 };
     assert_eq!(refused(outside), Reason::TransportTruncated);
+    // Headers that would not fit the first chunk of a segment.
+    let mut long = of(GsoKind::Tcp4, 100);
+    assert!(long.prepend(200).is_some());
+    let bytes = long.to_vec();
+    long.head_mut()[..214].copy_from_slice(&[&bytes[200..214], &bytes[214..414]].concat());
+    long.head_mut()[1_900 + 12] = 0x50;
+    long.offload.checksum = ChecksumState::Partial { start: 1_900, offset: 16 };
+    assert_eq!(refused(long), Reason::TransportTruncated);
     let mut inside = of(GsoKind::Tcp4, 1_000);
     inside.offload.checksum = ChecksumState::Partial { start: 20, offset: 16 };
     assert_eq!(refused(inside), Reason::IpHeaderLength);
@@ -300,4 +308,36 @@ fn pt_04_an_empty_pool_gives_the_packet_back() {
     assert_eq!(packet.len(), 34 + 32 + 10_000);
     drop((packet, out, hold));
     assert_eq!(pool.available(), pool.capacity());
+}
+
+#[test]
+fn pt_04_sctp_checksums_are_crcs_and_no_device_writes_them() {
+    let pool = Pool::new(4).unwrap();
+    // An SCTP header with an INIT ACK's first bytes; the CRC32c is that of RFC 9260's polynomial.
+    let mut frame = vec![0; 34];
+    frame.extend([0x13, 0x88, 0x13, 0x89, 0, 0, 0, 1, 0, 0, 0, 0]);
+    frame.extend(*b"123456789");
+    let mut packet = Packet::copy_of(pool, PortId(0), &frame).unwrap();
+    packet.offload.checksum = ChecksumState::Partial { start: 34, offset: 8 };
+    let everything =
+        crate::port::Capabilities { partial_checksum: true, gso: true, shared_with_kernel: true };
+    assert!(!everything.carries(&packet.offload));
+    finish_checksum(&mut packet).unwrap();
+    assert!(everything.carries(&packet.offload));
+    assert_eq!(packet.head()[42..46], crc32c(&frame[34..]).to_le_bytes());
+    packet.truncate(45);
+    packet.offload.checksum = ChecksumState::Partial { start: 34, offset: 8 };
+    assert_eq!(finish_checksum(&mut packet), Err(Reason::TransportTruncated));
+}
+
+/// Bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+        }
+    }
+    !crc
 }

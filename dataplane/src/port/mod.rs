@@ -17,6 +17,7 @@ mod virtio;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::packet::checksum::SCTP_CHECKSUM;
 use crate::packet::{Burst, ChecksumState, Offload};
 
 /// Bytes of the longest frame that a port receives: the longest IP packet (an IPv6 header and 65535 bytes)
@@ -69,9 +70,14 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Whether a frame can leave as it is, with what its sender left to the device.
+    /// Whether a frame can leave as it is, with what its sender left to the device. SCTP's partial
+    /// checksum never can: the header that says it does not say that it is a CRC, and a device would write
+    /// an Internet checksum.
     pub fn carries(&self, offload: &Offload) -> bool {
-        (self.gso || offload.gso.is_none())
-            && (self.partial_checksum || !matches!(offload.checksum, ChecksumState::Partial { .. }))
+        let checksum = match offload.checksum {
+            ChecksumState::Partial { offset, .. } => self.partial_checksum && offset != SCTP_CHECKSUM,
+            ChecksumState::Unknown | ChecksumState::Verified => true,
+        };
+        checksum && (self.gso || offload.gso.is_none())
     }
 }

@@ -243,11 +243,17 @@ impl<R: Read, W: Write> PcapPort<R, W> {
 impl<R: Read + Send, W: Write + Send> Port for PcapPort<R, W> {
     fn receive(&mut self, burst: &mut Burst) -> io::Result<()> {
         let before = burst.len();
-        while !burst.is_full() && self.next_time().is_none_or(|time| time <= self.now) {
+        while !burst.is_full() {
+            match self.reader.next {
+                Next::Frame { time, .. } if time <= self.now => {}
+                // An error is said alone, by the next call.
+                Next::Broken(_) if burst.len() == before => {}
+                _ => break,
+            }
             match self.reader.next_frame(self.pool, self.port) {
-                Ok(Some((_, packet))) => burst.push(packet),
-                Ok(None) => break,
-                Err(_) if burst.len() > before && self.next_time().is_some() => break,
+                Ok(frame) => burst.extend(frame.map(|(_, packet)| packet)),
+                // No free buffer: the frame stays the next.
+                Err(_) if burst.len() > before => break,
                 Err(error) => return Err(error),
             }
         }
@@ -424,8 +430,9 @@ mod tests {
         let writer = PcapWriter::new(Vec::new()).unwrap();
         let mut port = PcapPort::new(reader, writer, PortId(0), pool);
         let mut burst = Burst::new();
-        let error = port.receive(&mut burst).unwrap_err();
+        port.receive(&mut burst).unwrap();
         assert_eq!(burst.len(), 1);
+        let error = port.receive(&mut burst).unwrap_err();
         assert_eq!(error.to_string(), "the capture ends within the header of record 2");
         port.receive(&mut burst).unwrap();
         assert_eq!(burst.len(), 1);
