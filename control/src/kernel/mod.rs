@@ -9,9 +9,11 @@ use std::io;
 use std::path::PathBuf;
 
 mod decode;
+pub mod host_port;
 pub mod mirror;
 mod netlink;
 pub mod netns;
+mod restore;
 pub mod routes;
 pub mod sandbox;
 pub mod state;

@@ -22,6 +22,7 @@ const DATAGRAM: usize = 64 << 10;
 const DUMP_ATTEMPTS: usize = 8;
 
 /// A socket for requests.
+#[derive(Debug)]
 pub(super) struct Netlink {
     socket: Socket,
     sequence: u32,

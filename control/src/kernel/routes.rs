@@ -1,12 +1,12 @@
 //! The kernel's routes of one family, kept up to date from its notifications.
 //!
 //! The kernel lets several routes of one prefix and metric stand beside each other and takes the first, so
-//! their order counts; where a new one goes is in the flags of its notification ([`Placement`]). IPv6
+//! their order counts; where a new one goes is in the flags of its notification (`Placement`). IPv6
 //! besides merges routes by a gateway with the same prefix and metric into one with several next hops, and
 //! announces the whole when it grows and only the lost hops when it shrinks.
 //!
 //! Where IPv6 holds routes by gateways and others with one metric side by side, or replaces one with another
-//! kind, its notifications do not say all that happened; the answer is then [`Certainty::ReadAgain`]. (Its
+//! kind, its notifications do not say all that happened; the answer is then `Certainty::ReadAgain`. (Its
 //! dumps do not either: they leave out routes that stand between the next hops of another one. No routing
 //! daemon makes such tables.)
 //!

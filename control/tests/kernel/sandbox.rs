@@ -1,6 +1,8 @@
 //! The sandbox and its network namespaces.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial!(a_name_is_refused_when_taken_or_not_a_file_name),
         trial!(the_failing_line_of_a_batch_is_named),
         trial!(a_child_dies_with_the_thread_that_started_it),
+        trial!(a_killed_sandbox_takes_its_namespaces_and_links_along),
     ]
 }
 
@@ -132,4 +135,42 @@ fn a_child_dies_with_the_thread_that_started_it() {
         std::thread::sleep(Duration::from_millis(5));
     };
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+}
+
+/// Set in the environment of a copy of this program that shall enter a sandbox of its own.
+pub(crate) const INNER: &str = "POLLUX_TEST_INNER_SANDBOX";
+
+/// Makes a namespace inside a sandbox, with a link whose other end is outside, and waits to be killed.
+pub(crate) fn live_inside() -> ! {
+    let outside = fs::File::open("/proc/self/ns/net").unwrap();
+    Sandbox::enter().unwrap();
+    let netns = Netns::add("inner").unwrap();
+    let (process, descriptor) = (std::process::id(), outside.as_raw_fd());
+    netns.ip(&format!("link add in type veth peer name out netns /proc/{process}/fd/{descriptor}")).unwrap();
+    println!("ready");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn a_killed_sandbox_takes_its_namespaces_and_links_along() {
+    let netns = Netns::add("outer").unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(INNER, "1").stdout(Stdio::piped());
+    let mut child = netns.spawn(&mut command).unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    assert!(!Path::new("/run/netns/inner").exists(), "its names are its own");
+    let has_link =
+        || netns.run(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap().unwrap().contains("out:");
+    assert!(has_link());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The kernel takes a namespace apart in the background.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while has_link() {
+        assert!(Instant::now() < deadline, "the namespace lives on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

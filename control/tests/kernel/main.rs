@@ -6,12 +6,18 @@
 use libtest_mimic::{Arguments, Trial};
 use pollux_control::kernel::sandbox::Sandbox;
 
-#[path = "kernel/mirror.rs"]
+mod history;
+mod host_port;
 mod mirror;
-#[path = "kernel/sandbox.rs"]
 mod sandbox;
 
 fn main() {
+    if std::env::var_os(host_port::HOLDER).is_some() {
+        host_port::hold();
+    }
+    if std::env::var_os(sandbox::INNER).is_some() {
+        sandbox::live_inside();
+    }
     let arguments = Arguments::from_args();
     // Listing must work without any privilege.
     if !arguments.list
@@ -23,6 +29,8 @@ fn main() {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(sandbox::trials());
     trials.extend(mirror::trials());
+    trials.extend(history::trials());
+    trials.extend(host_port::trials());
     libtest_mimic::run(&arguments, trials).exit();
 }
 
