@@ -2,7 +2,7 @@
 //! ([`mirror`] into [`state`]), prepare the host's side of the host port ([`host_port`]), and, for the demo
 //! and the tests, live in network namespaces of its own ([`sandbox`], [`netns`]).
 //!
-//! Nothing here sees a packet. Everything speaks rtnetlink on plain sockets of its own ([`netlink`]), in
+//! Nothing here sees a packet. Everything speaks rtnetlink on plain sockets of its own (`netlink`), in
 //! the network namespace of the calling thread.
 
 use std::io;
