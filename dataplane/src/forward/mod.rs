@@ -16,6 +16,8 @@ mod host;
 mod limit;
 mod new;
 pub mod observe;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
