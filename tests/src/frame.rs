@@ -338,7 +338,7 @@ pub fn assert_checksums(frame: &[u8]) {
         TransportHeader::Tcp(tcp) => (tcp.checksum, tcp.calc_checksum_ipv4(ip, payload).expect("short")),
         TransportHeader::Udp(udp) => (udp.checksum, udp.calc_checksum_ipv4(ip, payload).expect("short")),
         TransportHeader::Icmpv4(icmp) => (icmp.checksum, icmp.icmp_type.calc_checksum(payload)),
-        TransportHeader::Icmpv6(icmp) => panic!("ICMPv6 over IPv4: {icmp:?}"),
+        other => panic!("not over IPv4 here: {other:?}"),
     };
     assert_eq!(written, summed, "transport checksum of {headers:?}");
 }
