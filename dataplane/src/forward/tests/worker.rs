@@ -65,7 +65,8 @@ impl Rig {
 }
 
 fn syn(from: &str, to: &str) -> Vec<u8> {
-    let frame = Frame { link_source: POD_7, link_destination: CALI_LINK, kind: Kind::SYN, ..Frame::default() };
+    let frame =
+        Frame { link_source: POD_7, link_destination: CALI_LINK, kind: Kind::SYN, ..Frame::default() };
     frame.between(from, to).bytes()
 }
 
@@ -118,7 +119,11 @@ fn a_port_that_fails_is_left_alone_and_comes_back() {
     assert_eq!(rig.dropped(Reason::PortDown), 3);
     let errors = |rig: &mut Rig| {
         let stats = rig.worker.port_stats();
-        stats.into_iter().find(|(id, ..)| *id == CALI_8).map(|(_, stats, error)| (stats.errors, error)).unwrap()
+        stats
+            .into_iter()
+            .find(|(id, ..)| *id == CALI_8)
+            .map(|(_, stats, error)| (stats.errors, error))
+            .unwrap()
     };
     let (failed, error) = errors(&mut rig);
     assert!(error.is_some());
@@ -164,7 +169,7 @@ fn pt_04_a_super_frame_to_a_port_without_gso_is_cut_and_the_pieces_are_counted()
     let pieces = 60_000u64.div_ceil(1440);
     let stats = rig.worker.stats();
     assert_eq!((sent.len() as u64, stats.split, stats.transmitted), (pieces, pieces - 1, pieces));
-    let mut joined = Vec::new();
+    let mut joined: Vec<u8> = Vec::new();
     for piece in &sent {
         let piece = piece.to_vec();
         assert!(piece.len() <= 14 + 1480);
@@ -173,7 +178,10 @@ fn pt_04_a_super_frame_to_a_port_without_gso_is_cut_and_the_pieces_are_counted()
         let Some(etherparse::TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!() };
         assert_eq!(ip.header().ttl(), 63);
         let header = tcp.to_header();
-        assert_eq!(header.checksum, header.calc_checksum_ipv4(&ip.header().to_header(), tcp.payload()).unwrap());
+        assert_eq!(
+            header.checksum,
+            header.calc_checksum_ipv4(&ip.header().to_header(), tcp.payload()).unwrap()
+        );
         assert_eq!(header.sequence_number, 1_000 + joined.len() as u32);
         joined.extend(tcp.payload());
     }
