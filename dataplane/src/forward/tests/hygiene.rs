@@ -239,16 +239,16 @@ fn fw_06_groups_go_to_the_host_and_never_back_to_it() {
     let mut node = seed();
     let everyone = LinkAddr::BROADCAST;
     let dhcp = ("172.16.0.1:67", "255.255.255.255:68");
-    let sent = node.from(ENS3).to_link(everyone).udp(dhcp.0, dhcp.1);
+    let sent = node.from(ENS3).over_link(everyone).udp(dhcp.0, dhcp.1);
     assert_eq!(sent, [out(HOST, (SLAVE2, everyone), Kind::Udp, dhcp.0, dhcp.1, 64)]);
     let mdns = LinkAddr([1, 0, 0x5e, 0, 0, 0xfb]);
-    assert_eq!(node.from(HOST).to_link(mdns).udp("172.16.1.50:5353", "224.0.0.251:5353"), []);
+    assert_eq!(node.from(HOST).over_link(mdns).udp("172.16.1.50:5353", "224.0.0.251:5353"), []);
     assert_eq!(node.from(HOST).udp("172.16.1.50:5353", "224.0.0.251:5353"), []);
-    assert_eq!(node.from(HOST).to_link(everyone).udp("172.16.1.50:68", "255.255.255.255:67"), []);
+    assert_eq!(node.from(HOST).over_link(everyone).udp("172.16.1.50:68", "255.255.255.255:67"), []);
     assert_eq!(node.from(HOST).udp("172.16.1.50:68", "172.31.255.255:67"), []);
     assert_eq!(node.receive(HOST, &other(everyone, 0x88cc)), []);
     assert_eq!((node.dropped(Reason::NotForPollux), node.flows()), (5, 0));
-    assert_eq!(node.from(ENS3).to_link(POD_7).syn(FAR, "10.151.51.8:80"), [], "another host's");
+    assert_eq!(node.from(ENS3).over_link(POD_7).syn(FAR, "10.151.51.8:80"), [], "another host's");
     assert_eq!(node.dropped(Reason::OtherHost), 1);
 }
 

@@ -294,7 +294,7 @@ impl Sender<'_> {
         self
     }
 
-    fn to_link(mut self, link: LinkAddr) -> Self {
+    fn over_link(mut self, link: LinkAddr) -> Self {
         self.frame.link_destination = link;
         self
     }

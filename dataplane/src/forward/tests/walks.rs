@@ -63,7 +63,7 @@ fn w5_pod_to_service_on_another_node_under_three_configurations() {
     let mut all = cluster();
     all.policy.internal_mark = crate::service::InternalMark::Always;
     let mut node = all.start().choosing(ON_SLAVE2);
-    assert_eq!(node.from(CALI_7).syn(pod, MYAPP), [masqueraded.clone()]);
+    assert_eq!(node.from(CALI_7).syn(pod, MYAPP), std::slice::from_ref(&masqueraded));
     // A CNI's rule: only when the packet leaves the node.
     let pods = "10.151.0.0/16".parse().unwrap();
     let rule = MasqueradeRule {
