@@ -210,6 +210,12 @@ impl Node {
         self.worker.forwarder().flows_v4().len()
     }
 
+    /// Marks of the IPv4 connections in the table (MQ-08).
+    pub fn marks(&mut self) -> Vec<u32> {
+        let (flows, _) = self.worker.forwarder().flows_v4().list(0, usize::MAX, self.now.into());
+        flows.iter().map(|flow| flow.mark).collect()
+    }
+
     /// The port that leads to the node's own stack.
     pub fn host_port(&self) -> Option<&str> {
         let mut ports = self.compiled.tables.ports.iter();
