@@ -13,8 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::{env, fs, io};
 
+use crate::Work;
+
 /// How far a count may be from the expected one.
 const TOLERANCE_PERCENT: f64 = 3.0;
+
+/// Runs before the counted one, so that tables are as in steady operation.
+const WARM_UP: u32 = 2;
 
 /// The environment lacks something, with what to do.
 const EXIT_ENVIRONMENT: u8 = 4;
@@ -24,17 +29,7 @@ pub struct Case {
     /// Its name in the file of expected counts: one word.
     pub name: &'static str,
     /// Builds everything that the work needs. Not counted.
-    pub prepare: fn() -> Work,
-}
-
-/// Work to count.
-pub struct Work {
-    /// How many packets (or whatever the case counts by) one call of `run` handles.
-    pub operations: u64,
-    /// The work. Returns how many operations had the right result: a case that does less is not faster.
-    pub run: Box<dyn FnMut() -> u64>,
-    /// Calls of `run` before the counted one, so that caches and tables are as in steady operation.
-    pub warm_up: u32,
+    pub prepare: fn() -> Box<dyn Work>,
 }
 
 /// Counts `cases`, compares them with the expected counts and prints both. With `--update` as argument,
@@ -119,8 +114,8 @@ impl std::fmt::Display for Failure {
 
 /// The only function in which callgrind collects; found by its name, so it is never inlined.
 #[inline(never)]
-fn pollux_counted(run: &mut dyn FnMut() -> u64) -> u64 {
-    run()
+fn pollux_counted(work: &mut dyn Work) {
+    work.run();
 }
 
 /// The part that runs under callgrind.
@@ -130,15 +125,17 @@ fn run_one(cases: &[Case], name: &str) -> ExitCode {
         return ExitCode::FAILURE;
     };
     let mut work = (case.prepare)();
-    for _ in 0..work.warm_up {
-        (work.run)();
+    for _ in 0..WARM_UP {
+        work.run();
+        work.check();
     }
-    let right = pollux_counted(&mut *work.run);
-    if right != work.operations {
-        eprintln!("{right} of {} operations had the right result", work.operations);
+    pollux_counted(&mut *work);
+    let (right, operations) = (work.check(), work.operations());
+    if right != operations {
+        eprintln!("{right} of {operations} operations had the right result");
         return ExitCode::FAILURE;
     }
-    println!("{}", work.operations);
+    println!("{operations}");
     ExitCode::SUCCESS
 }
 

@@ -8,6 +8,7 @@
 //! Input is checked once, where it enters: [`cluster`] and [`config`] hold only values that make sense,
 //! and say everything that is wrong at once ([`problem::Problems`]).
 
+pub mod agent;
 pub mod cli;
 pub mod cluster;
 pub mod compile;

@@ -21,8 +21,8 @@ use crate::memory::Mapping;
 /// Bytes of a chunk: a full Ethernet frame, its headroom, and a power of two (AF_XDP asks for one).
 pub const CHUNK: usize = 2048;
 
-/// Bytes kept free before a received frame, for headers that are put in front (tunnels) and for what XDP
-/// keeps there. AF_XDP and DPDK use the same figure.
+/// Bytes that Pollux keeps free before a frame, for headers that are put in front (tunnels). AF_XDP leaves
+/// as many; DPDK's drivers leave 128, so 128 is what every port guarantees.
 pub const HEADROOM: usize = 256;
 
 /// No further chunk in a chain.
@@ -45,9 +45,23 @@ struct Link(UnsafeCell<Segment>);
 /// The filled part of a chunk and the chunk that follows it in a chain.
 #[derive(Clone, Copy)]
 struct Segment {
+    /// Where it starts in the chunk, bytes: 0 in chains made here; devices have places of their own.
+    start: u16,
     len: u16,
     next: u32,
 }
+
+impl Segment {
+    /// Nothing, at the chunk's start, followed by nothing.
+    const EMPTY: Segment = Segment { start: 0, len: 0, next: NONE };
+
+    /// Bytes of the chunk behind the filled part.
+    fn room(self) -> usize {
+        CHUNK - usize::from(self.start) - usize::from(self.len)
+    }
+}
+
+const _: () = assert!(size_of::<Segment>() == 8);
 
 // SAFETY: chunks and their links are reached only through a `Buffer`, and each index is either in the free
 // queue or owned by exactly one `Buffer` (or by the chain that one owns), so no two threads share a chunk.
@@ -68,7 +82,7 @@ impl Pool {
         for index in 0..capacity as u32 {
             free.push(index).expect("the queue holds every chunk");
         }
-        let links = (0..capacity).map(|_| Link(UnsafeCell::new(Segment { len: 0, next: NONE }))).collect();
+        let links = (0..capacity).map(|_| Link(UnsafeCell::new(Segment::EMPTY))).collect();
         let pool: &'static Pool = Box::leak(Box::new(Pool { memory, capacity, free, links }));
         POOLS.lock().expect("no holder of this lock panics").push(pool);
         Ok(pool)
@@ -127,6 +141,24 @@ impl Buffer {
         self.index
     }
 
+    /// Gives the chunk away by its number: to a device that is to write into it, or to send from it. The pool
+    /// counts it as in use until it comes back through [`from_index`](Buffer::from_index).
+    #[inline]
+    pub fn into_index(self) -> u32 {
+        std::mem::ManuallyDrop::new(self).index
+    }
+
+    /// Takes back a chunk that was given away.
+    ///
+    /// # Safety
+    /// `index` came from [`into_index`](Buffer::into_index) of a buffer of this pool, has not been taken back
+    /// since, and whoever had the chunk reads and writes it no more.
+    #[inline]
+    pub unsafe fn from_index(pool: &'static Pool, index: u32) -> Buffer {
+        debug_assert!((index as usize) < pool.capacity, "chunk {index} of {}", pool.capacity);
+        Buffer { pool, index }
+    }
+
     /// All bytes of the chunk.
     #[inline]
     pub fn bytes(&self) -> &[u8; CHUNK] {
@@ -180,10 +212,11 @@ impl Chain {
             let Some(mut last) = self.last_with_room(pool) else {
                 break;
             };
-            let Segment { len, next } = last.segment();
-            let take = bytes.len().min(CHUNK - usize::from(len));
-            last.bytes_mut()[usize::from(len)..][..take].copy_from_slice(&bytes[..take]);
-            last.set_segment(Segment { len: len + take as u16, next });
+            let segment = last.segment();
+            let take = bytes.len().min(segment.room());
+            let end = usize::from(segment.start) + usize::from(segment.len);
+            last.bytes_mut()[end..][..take].copy_from_slice(&bytes[..take]);
+            last.set_segment(Segment { len: segment.len + take as u16, ..segment });
             bytes = &bytes[take..];
         }
         all - bytes.len()
@@ -196,9 +229,9 @@ impl Chain {
             let Some(mut last) = self.last_with_room(pool) else {
                 break;
             };
-            let Segment { len, next } = last.segment();
-            let take = left.min(CHUNK - usize::from(len));
-            last.set_segment(Segment { len: len + take as u16, next });
+            let segment = last.segment();
+            let take = left.min(segment.room());
+            last.set_segment(Segment { len: segment.len + take as u16, ..segment });
             left -= take;
         }
         bytes - left
@@ -207,9 +240,7 @@ impl Chain {
     /// The last chunk if it is not full, otherwise a new one behind it. Nothing when the pool is empty.
     fn last_with_room(&mut self, pool: &'static Pool) -> Option<std::mem::ManuallyDrop<Buffer>> {
         match self.ends {
-            Some((_, last)) if self.view(pool, last).segment().len < CHUNK as u16 => {
-                Some(self.view(pool, last))
-            }
+            Some((_, last)) if self.view(pool, last).segment().room() > 0 => Some(self.view(pool, last)),
             _ => pool.allocate().map(|buffer| self.append(pool, buffer)),
         }
     }
@@ -225,7 +256,7 @@ impl Chain {
             // SAFETY: the chunk belongs to this chain, which is borrowed for as long as the slice.
             let bytes = unsafe {
                 std::slice::from_raw_parts(
-                    pool.memory.start().as_ptr().add(next as usize * CHUNK),
+                    pool.memory.start().as_ptr().add(next as usize * CHUNK + usize::from(segment.start)),
                     usize::from(segment.len),
                 )
             };
@@ -246,7 +277,7 @@ impl Chain {
             // slice, and a chain visits each of its chunks once.
             let bytes = unsafe {
                 std::slice::from_raw_parts_mut(
-                    pool.memory.start().as_ptr().add(next as usize * CHUNK),
+                    pool.memory.start().as_ptr().add(next as usize * CHUNK + usize::from(segment.start)),
                     usize::from(segment.len),
                 )
             };
@@ -262,13 +293,15 @@ impl Chain {
         let mut kept = None;
         while at != NONE {
             let mut view = self.view(pool, at);
-            let Segment { len: filled, next } = view.segment();
+            let segment = view.segment();
+            let next = segment.next;
             if len == 0 {
                 drop(std::mem::ManuallyDrop::into_inner(view));
             } else {
-                let take = len.min(usize::from(filled));
+                let take = len.min(usize::from(segment.len));
                 len -= take;
-                view.set_segment(Segment { len: take as u16, next: if len == 0 { NONE } else { next } });
+                let next = if len == 0 { NONE } else { next };
+                view.set_segment(Segment { len: take as u16, next, ..segment });
                 kept = Some((first, at));
             }
             at = next;
@@ -277,14 +310,14 @@ impl Chain {
     }
 
     fn append(&mut self, pool: &'static Pool, mut buffer: Buffer) -> std::mem::ManuallyDrop<Buffer> {
-        buffer.set_segment(Segment { len: 0, next: NONE });
+        buffer.set_segment(Segment::EMPTY);
         let index = buffer.index;
         self.ends = Some(match self.ends {
             None => (index, index),
             Some((first, last)) => {
                 let mut last = self.view(pool, last);
-                let len = last.segment().len;
-                last.set_segment(Segment { len, next: index });
+                let segment = last.segment();
+                last.set_segment(Segment { next: index, ..segment });
                 (first, index)
             }
         });
@@ -325,6 +358,39 @@ mod tests {
             buffer.bytes_mut().fill(mark);
         }
         assert!(all.iter().all(|buffer| buffer.bytes().iter().all(|&byte| byte == buffer.index() as u8)));
+    }
+
+    #[test]
+    fn a_chunk_given_away_is_in_use_until_it_comes_back() {
+        let pool = Pool::new(1).unwrap();
+        let mut buffer = pool.allocate().unwrap();
+        buffer.bytes_mut()[2047] = 77;
+        let index = buffer.into_index();
+        assert_eq!(pool.available(), pool.capacity() - 1);
+        // SAFETY: the number is that of the buffer given away above, which nobody else has.
+        let buffer = unsafe { Buffer::from_index(pool, index) };
+        assert_eq!((buffer.index(), buffer.bytes()[2047]), (index, 77));
+        drop(buffer);
+        assert_eq!(pool.available(), pool.capacity());
+    }
+
+    #[test]
+    fn a_chain_continues_behind_what_a_device_placed() {
+        let pool = Pool::new(1).unwrap();
+        let mut chain = Chain::default();
+        let mut first = chain.append(pool, pool.allocate().unwrap());
+        first.bytes_mut()[128..132].copy_from_slice(b"from");
+        first.set_segment(Segment { start: 128, len: 4, next: NONE });
+        let rest = vec![9; 2000];
+        assert_eq!(chain.extend(pool, &rest), rest.len());
+        let lengths: Vec<usize> = chain.segments(pool).map(<[u8]>::len).collect();
+        assert_eq!(lengths, [CHUNK - 128, 2004 - (CHUNK - 128)]);
+        let bytes: Vec<u8> = chain.segments(pool).flatten().copied().collect();
+        assert_eq!(bytes, [b"from", &rest[..]].concat());
+        chain.truncate(pool, 3);
+        assert_eq!(chain.segments(pool).collect::<Vec<_>>(), [b"fro"]);
+        chain.truncate(pool, 0);
+        assert_eq!(pool.available(), pool.capacity());
     }
 
     #[test]

@@ -30,7 +30,12 @@ struct Report {
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let mut report = Report { cases: 0, flows: 0, mismatches: Vec::new() };
-    for file in cases::find(&args.paths)? {
+    let files = cases::find(&args.paths)?;
+    if files.is_empty() {
+        let paths: Vec<_> = args.paths.iter().map(|path| path.display().to_string()).collect();
+        return Err(Failure::bad_input(format!("{}: no {} found", paths.join(", "), cases::FILE_NAME)));
+    }
+    for file in files {
         let case = Case::load(&file)?;
         report.cases += 1;
         report.flows += case.flows.len();

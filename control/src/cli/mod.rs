@@ -4,8 +4,12 @@
 mod check;
 mod compile;
 mod demo;
+mod get;
 mod manual;
 mod replay;
+mod run;
+mod stats;
+mod table;
 mod trace;
 
 use std::fmt::Display;
@@ -33,6 +37,12 @@ pub struct Cli {
 enum Command {
     /// Watch real connections go through a ClusterIP, in a cluster of network namespaces.
     Demo(demo::Args),
+    /// Run the forwarder on this node.
+    Run(run::Args),
+    /// Show what a running forwarder works with.
+    Get(get::Args),
+    /// Show a running forwarder's counters and rates.
+    Stats(stats::Args),
     /// Compile objects and configuration, and show the tables.
     Compile(compile::Args),
     /// Show what becomes of a packet, step by step, in the words of iptables.
@@ -148,6 +158,21 @@ impl Failure {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Failure {
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        self.exit
+    }
+}
+
 impl From<Problems> for Failure {
     fn from(problems: Problems) -> Failure {
         Failure::bad_input(problems)
@@ -174,6 +199,9 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args),
+        Command::Run(args) => run::run(args),
+        Command::Get(args) => get::run(args),
+        Command::Stats(args) => stats::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Check(args) => check::run(&args),
@@ -203,4 +231,11 @@ fn restore_sigpipe() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // SAFETY: the default action runs no code of ours.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}
+
+/// A daemon outlives its clients: one that goes away in the middle of an answer is an error of its own.
+fn ignore_sigpipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: ignoring runs no code of ours.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
 }

@@ -1,8 +1,8 @@
 //! `pollux replay`: the frames of a capture file through the forwarder, at the times they were recorded.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ArgAction;
 use pollux_dataplane::flow::Timeouts;
@@ -57,8 +57,6 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             ports.by_name(name).ok_or_else(|| Failure::bad_input(format!("--in {name}: no such port")))?
         }
     };
-    let of_file =
-        |path: &PathBuf, error: io::Error| Failure::bad_input(format!("{}: {error}", path.display()));
     let input = File::open(&args.input).map_err(|error| of_file(&args.input, error))?;
     let mut reader = PcapReader::new(BufReader::new(input)).map_err(|error| of_file(&args.input, error))?;
 
@@ -66,9 +64,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let settings = Settings { connections: 1 << 18, timeouts: Timeouts::default(), seed: 1 };
     let mut forwarder = Forwarder::new(&settings, pool)?;
     forwarder.set_tables(compiled.tables.clone());
-    // Nothing is written before everything else is known to be right.
-    let output = File::create(&args.output).map_err(|error| of_file(&args.output, error))?;
-    let writer = PcapWriter::new(BufWriter::new(output)).map_err(|error| of_file(&args.output, error))?;
+    let target = Target::create(&args.output).map_err(|error| of_file(&args.output, error))?;
+    let file = target.file().map_err(|error| of_file(&args.output, error))?;
+    let writer = PcapWriter::new(BufWriter::new(file)).map_err(|error| of_file(&args.output, error))?;
     let mut out = Capture { writer, now: Instant::ZERO, stats: Stats::default(), error: None };
     let start = reader.next_time().unwrap_or_default();
     teach(&mut forwarder, &view.neighbours, start);
@@ -82,13 +80,61 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         burst.push(packet);
         forwarder.forward(&mut burst, now, &mut out);
         forwarder.tick(now, &mut out);
-    }
-    if let Some(error) = out.error {
-        return Err(of_file(&args.output, error));
+        if let Some(error) = out.error.take() {
+            return Err(of_file(&args.output, error));
+        }
     }
     out.writer.finish().map_err(|error| of_file(&args.output, error))?;
+    target.keep().map_err(|error| of_file(&args.output, error))?;
     print(&forwarder.stats().plus(&out.stats), args.json)?;
     Ok(Exit::Done)
+}
+
+fn of_file(path: &Path, error: io::Error) -> Failure {
+    Failure::bad_input(format!("{}: {error}", path.display()))
+}
+
+/// The output's file. Frames go to another beside it, which takes its name when all is well: a capture that
+/// turns out to be broken leaves what was there before, and a capture can be replayed onto itself. What is no
+/// regular file (a pipe, `/dev/stdout`) is written as it is.
+struct Target<'a> {
+    path: &'a Path,
+    draft: Option<PathBuf>,
+}
+
+impl Target<'_> {
+    fn create(path: &Path) -> io::Result<Target<'_>> {
+        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Ok(Target { path, draft: None });
+        }
+        let mut name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_owned();
+        name.push(format!(".{}.partial", std::process::id()));
+        Ok(Target { path, draft: Some(path.with_file_name(name)) })
+    }
+
+    fn file(&self) -> io::Result<File> {
+        match &self.draft {
+            Some(draft) => File::create_new(draft),
+            None => File::options().write(true).open(self.path),
+        }
+    }
+
+    fn keep(mut self) -> io::Result<()> {
+        match self.draft.take() {
+            Some(draft) => fs::rename(&draft, self.path).inspect_err(|_| {
+                let _ = fs::remove_file(&draft); // the renaming is what is reported
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Target<'_> {
+    fn drop(&mut self) {
+        if let Some(draft) = &self.draft {
+            let _ = fs::remove_file(draft); // it may never have been made
+        }
+    }
 }
 
 /// Frames that leave, into a capture.

@@ -88,7 +88,7 @@ pub fn run(
             Privilege::Root => "root",
             Privilege::UserNamespace | Privilege::Ordinary => "an ordinary user, in a user namespace",
         },
-        guard: stage.pollux.means().to_string(),
+        guard: stage.pollux.means().map_or_else(|| "nothing".into(), |means| means.to_string()),
         built_in: begun.elapsed(),
     };
     let tell_all = |tell: &mut dyn FnMut(&Report) -> io::Result<()>, report: &Report| {

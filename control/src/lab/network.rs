@@ -77,8 +77,8 @@ pub enum Kind {
     FarEnd,
     /// A bridge.
     Bridge,
-    /// An IPIP device for all peers, with this local address; where the kernel has none, a TUN device: it
-    /// has the same routes and addresses, but nothing behind it.
+    /// An IPIP device for all peers, with this local address; where the kernel has none, a TUN or a dummy
+    /// device, with the same routes and addresses but nothing behind it.
     Ipip {
         /// The underlay address.
         local: String,
@@ -241,7 +241,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct Network {
     nodes: HashMap<String, Netns>,
-    stand_ins: Vec<File>,
+    stand_ins: Vec<StandIn>,
 }
 
 impl Network {
@@ -286,7 +286,7 @@ impl Network {
         self.nodes.get(name).unwrap_or_else(|| panic!("the plan has no node {name}"))
     }
 
-    /// Whether TUN devices had to stand for IPIP devices.
+    /// Whether other devices had to stand for IPIP devices.
     pub fn has_stand_ins(&self) -> bool {
         !self.stand_ins.is_empty()
     }
@@ -334,8 +334,7 @@ impl Network {
                     ))?;
                 }
                 Kind::Ipip { local } => {
-                    let stand_in = tunnel(netns, device, local)?;
-                    self.stand_ins.extend(stand_in);
+                    self.stand_ins.extend(tunnel(netns, device, local)?);
                 }
             }
         }
@@ -385,18 +384,30 @@ fn link(device: &Device) -> String {
     text
 }
 
-/// The IPIP device, or a TUN device in its place; then its file.
-fn tunnel(netns: &Netns, device: &Device, local: &str) -> Result<Option<File>, Error> {
+/// What stands for an IPIP device that the kernel cannot make.
+#[derive(Debug)]
+enum StandIn {
+    /// A TUN device, which lives as long as its file.
+    Tun { _file: File },
+    /// A dummy device: where users may not open `/dev/net/tun`.
+    Dummy,
+}
+
+/// The IPIP device, or another in its place: one that has the name, the address and the MTU.
+fn tunnel(netns: &Netns, device: &Device, local: &str) -> Result<Option<StandIn>, Error> {
     let name = &device.name;
     // The kernel's module makes a tunl0 in every namespace by itself, for all peers: then it is there.
     let present = netns.run(|| nix::net::if_::if_nametoindex(name.as_str()).is_ok())?;
     let made = present || netns.ip(&format!("tunnel add {name} mode ipip local {local}")).is_ok();
     let stand_in = if made {
         None
+    } else if let Err(lacking) = require_tun() {
+        netns.ip(&format!("link add {} type dummy", link(device))).map_err(|_| lacking)?;
+        Some(StandIn::Dummy)
     } else {
-        require_tun()?;
         let opened = open_in(netns, || sys::tun_device(name, device.index));
-        Some(opened.map_err(|error| Error::system(format!("cannot make the TUN device {name}"), error))?)
+        let failed = |error| Error::system(format!("cannot make the TUN device {name}"), error);
+        Some(StandIn::Tun { _file: opened.map_err(failed)? })
     };
     netns.ip(&format!("link set {name} mtu {}", device.mtu))?;
     Ok(stand_in)

@@ -67,7 +67,7 @@ impl Index {
 
     /// Calls `visit` with every entry whose signature matches, until it returns something. Most calls look at
     /// one line and visit one entry or none.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find<T>(&self, hash: Hash, mut visit: impl FnMut(u32) -> Option<T>) -> Option<T> {
         let home = self.home(hash);
         let signature = signature(hash);

@@ -171,7 +171,7 @@ impl<A: Family> FlowTable<A> {
 
     /// Fourth stage: the entry with exactly this key, copied. Its time may be over: see [`Hit::is_settled`]
     /// and [`touch`](Self::touch).
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, candidate: Candidate, key: &FlowKey<A>) -> Option<Hit<A>> {
         let words = key.words();
         let hit = self.entries.read(candidate.entry, &words);

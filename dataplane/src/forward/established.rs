@@ -206,7 +206,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 
     /// FW-01 and FW-02, in the kernel's order: before anything of the packet is changed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn fits(
         &self,
         packet: &Packet,
@@ -233,23 +233,41 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if let Err(refusal) = self.fits(&packet, headers, origin, link.mtu) {
             return self.refuse(packet, headers, refusal);
         }
-        if origin != Origin::Host {
-            nat::decrement_ttl(&mut packet, headers);
-        }
-        rewrite.apply(&mut packet, headers);
+        self.translate(&mut packet, headers, origin, rewrite);
         self.transmit(packet, link);
+    }
+
+    /// What forwarding changes in a packet, the link header apart.
+    #[inline(always)]
+    pub(super) fn translate(
+        &mut self,
+        packet: &mut Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        rewrite: &Rewrite<A>,
+    ) {
+        if origin != Origin::Host {
+            nat::decrement_ttl(packet, headers);
+        }
+        rewrite.apply(packet, headers);
     }
 
     /// Writes the link header and sends.
     #[inline]
     pub(super) fn transmit(&mut self, mut packet: Packet, link: &Link) {
-        ethernet::set_link(&mut packet, link.source, link.destination);
+        self.address(&mut packet, link);
+        self.out.send(link.port, packet);
+    }
+
+    /// Writes the link header.
+    #[inline(always)]
+    pub(super) fn address(&mut self, packet: &mut Packet, link: &Link) {
+        ethernet::set_link(packet, link.source, link.destination);
         self.observer.see(Event::Sent {
             port: link.port,
             link_source: link.source,
             link_destination: link.destination,
         });
-        self.out.send(link.port, packet);
     }
 }
 

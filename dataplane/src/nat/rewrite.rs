@@ -95,7 +95,7 @@ impl<A: Family> Rewrite<A> {
     ///
     /// # Panics
     /// If the headers are not those of this packet.
-    #[inline]
+    #[inline(always)]
     pub fn apply(&self, packet: &mut Packet, headers: &Headers<A>) {
         if self.is_identity() {
             return;
@@ -138,12 +138,13 @@ impl<A: Family> Rewrite<A> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_ports(&self, frame: &mut [u8], l4: usize) {
         let ports = u32::from(self.source_port) << 16 | u32::from(self.destination_port);
         frame[l4..][..4].copy_from_slice(&ports.to_be_bytes());
     }
 
+    #[cold]
     fn apply_sctp(&self, packet: &mut Packet, headers: &Headers<A>, partial: bool) {
         let l4 = usize::from(headers.l4);
         let frame = packet.head_mut();
@@ -160,6 +161,7 @@ impl<A: Family> Rewrite<A> {
         field.copy_from_slice(&crc32c::replace(crc, old, new, following).to_le_bytes());
     }
 
+    #[inline(never)]
     fn apply_icmp(&self, packet: &mut Packet, headers: &Headers<A>, partial: bool) {
         let l4 = usize::from(headers.l4);
         let checksum = l4 + icmp::field::CHECKSUM;
@@ -195,7 +197,7 @@ impl<A: Family> Rewrite<A> {
 ///
 /// # Panics
 /// If the headers are not those of this packet.
-#[inline]
+#[inline(always)]
 pub fn decrement_ttl<A: Family>(packet: &mut Packet, headers: &Headers<A>) {
     let frame = packet.head_mut();
     let l3 = usize::from(headers.l3);
@@ -214,7 +216,7 @@ pub fn decrement_ttl<A: Family>(packet: &mut Packet, headers: &Headers<A>) {
 }
 
 /// Changes the 16-bit field at `at`.
-#[inline]
+#[inline(always)]
 fn update(frame: &mut [u8], at: usize, change: impl FnOnce(u16) -> u16) {
     let field: &mut [u8; 2] = frame[at..].first_chunk_mut().expect("a parsed packet holds its checksums");
     *field = change(u16::from_be_bytes(*field)).to_be_bytes();

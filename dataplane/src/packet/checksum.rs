@@ -137,13 +137,16 @@ impl Delta {
     /// The field of a partial checksum after the change: a sum that is not complemented.
     #[inline]
     pub fn apply_to_sum(self, field: u16) -> u16 {
-        fold(u64::from(field) + u64::from(self.0))
+        // Two numbers of 16 bits: one carry at most, which adds no other.
+        let sum = u32::from(field) + u32::from(self.0);
+        (sum + (sum >> 16)) as u16
     }
 
     fn of_sums(old: u64, new: u64) -> Delta {
         Delta::normal(fold(u64::from(!fold(old)) + u64::from(fold(new))))
     }
 
+    #[inline]
     fn normal(value: u16) -> Delta {
         Delta(if value == 0xffff { 0 } else { value })
     }

@@ -121,9 +121,18 @@ pub fn parse(packet: &mut Packet) -> Result<Parsed, Reason> {
     }
 }
 
-/// Parses the IPv4 packet that starts at `l3` bytes into the frame.
+/// Whether the frame says that it carries IPv4: [`parse`] begins with [`parse_v4`] then.
 #[inline]
-fn parse_v4(packet: &mut Packet, l3: usize) -> Result<Headers<V4>, Reason> {
+pub(crate) fn is_v4(packet: &Packet) -> bool {
+    Ethernet::new_checked(packet.head()).is_some_and(|link| link.ether_type == V4::ETHER_TYPE)
+}
+
+/// Parses the IPv4 packet that starts at `l3` bytes into the frame.
+///
+/// # Errors
+/// Why the packet is to be dropped.
+#[inline]
+pub(crate) fn parse_v4(packet: &mut Packet, l3: usize) -> Result<Headers<V4>, Reason> {
     let frame = packet.head();
     let ip = Ipv4::new_checked(frame.get(l3..).unwrap_or_default()).ok_or(Reason::FrameTruncated)?;
     if ip.version() != V4::VERSION {

@@ -1,0 +1,169 @@
+//! The node as it is: its configuration, with everything that this leaves to the kernel. Link addresses and
+//! MTUs of ports, and with `routes: kernel` the routes, interfaces and addresses (RT-05).
+
+use std::sync::Arc;
+
+use pollux_dataplane::packet::Family;
+use pollux_dataplane::route::source::{Lifetime, LinkState, Scope};
+use pollux_dataplane::route::{Fib, Interface, InterfaceAddress, Interfaces, NextHop, Route, RouteKind};
+use pollux_dataplane::tables::{Ports, Routing};
+
+use crate::config::node::Source;
+use crate::config::{Config, NodeConfig};
+use crate::kernel::state::{
+    self, FamilyState, Gateway, KernelNextHop, KernelRoute, KernelRouteKind, KernelState, Link,
+};
+use crate::node::{FamilyView, LinkFacts, Links, NodeView};
+use crate::problem::{Problem, Problems};
+
+/// The view of the node, and what is worth saying about it.
+///
+/// # Errors
+/// Routes of the configuration that cannot be forwarded by.
+pub(super) fn view(config: &Config, kernel: &KernelState) -> Result<(NodeView, Vec<Problem>), Problems> {
+    let none = NodeConfig::default();
+    let node = config.node.as_ref().unwrap_or(&none);
+    let (mut view, warnings) = NodeView::configured(node, &links(kernel), &config.proxy.detect_local)?;
+    if node.routes == Source::Kernel {
+        let names = Names { node, ports: &view.ports, links: &kernel.links };
+        let (v4, v6) = (names.routing(&kernel.v4), names.routing(&kernel.v6));
+        view.v4.routing = Arc::new(v4);
+        view.v6.routing = Arc::new(v6);
+    }
+    Ok((view, warnings))
+}
+
+/// `view` with the parts of `old` that are equal: an established flow looks its next hop up again only
+/// after a change that may concern it.
+pub(super) fn share(mut view: NodeView, old: &NodeView) -> NodeView {
+    if view.ports.iter().eq(old.ports.iter()) {
+        view.ports = Arc::clone(&old.ports);
+    }
+    share_routing(&mut view.v4, &old.v4);
+    share_routing(&mut view.v6, &old.v6);
+    view
+}
+
+/// Whether nothing is different between two views of which the newer one went through [`share`].
+pub(super) fn is_same(new: &NodeView, old: &NodeView) -> bool {
+    Arc::ptr_eq(&new.ports, &old.ports)
+        && Arc::ptr_eq(&new.v4.routing, &old.v4.routing)
+        && Arc::ptr_eq(&new.v6.routing, &old.v6.routing)
+}
+
+fn share_routing<A: Family>(new: &mut FamilyView<A>, old: &FamilyView<A>) {
+    let same = new.routing.fib.routes() == old.routing.fib.routes()
+        && new.routing.interfaces.iter().eq(old.routing.interfaces.iter());
+    if same {
+        new.routing = Arc::clone(&old.routing);
+    }
+}
+
+fn links(kernel: &KernelState) -> Links {
+    let ethernet = kernel.links.iter().filter_map(|link| {
+        let facts = LinkFacts { link_address: link.link_address?, mtu: link.mtu };
+        Some((link.name.clone(), facts))
+    });
+    ethernet.collect()
+}
+
+/// From the kernel's links to ports.
+struct Names<'a> {
+    node: &'a NodeConfig,
+    ports: &'a Ports,
+    links: &'a [Link],
+}
+
+impl Names<'_> {
+    /// The kernel's routes and addresses. It has the routes that come by themselves (RT-03) already.
+    fn routing<A: Family>(&self, state: &FamilyState<A>) -> Routing<A> {
+        Routing {
+            fib: Fib::build(state.routes.iter().filter_map(|route| self.route(route)).collect()),
+            interfaces: Interfaces::new(self.links.iter().map(|link| self.interface(link, state)).collect()),
+        }
+    }
+
+    fn interface<A: Family>(&self, link: &Link, state: &FamilyState<A>) -> Interface<A> {
+        let port = self.port_of(link);
+        let name = port.and_then(|port| self.ports.get(port)).map_or(&link.name, |port| &port.name);
+        let mut interface = Interface::new(name, port);
+        interface.link = link_state(link);
+        for address in state.addresses.iter().filter(|address| address.link == link.index) {
+            interface.add(InterfaceAddress {
+                address: address.address,
+                subnet: address.subnet,
+                scope: match address.scope {
+                    state::Scope::UNIVERSE => Scope::Global,
+                    state::Scope::HOST => Scope::Host,
+                    state::Scope::LINK => Scope::Link,
+                    _ => Scope::Site,
+                },
+                secondary: address.secondary,
+                lifetime: if address.deprecated { Lifetime::Deprecated } else { Lifetime::Preferred },
+            });
+        }
+        interface
+    }
+
+    /// Nothing for a route whose link has gone meanwhile.
+    fn route<A: Family>(&self, route: &KernelRoute<A>) -> Option<Route<A>> {
+        let kind = match &route.kind {
+            // One way of several: a flow's packets stay together, but they all go there.
+            KernelRouteKind::Unicast(_) | KernelRouteKind::Multipath(_) => {
+                self.next_hop(route.kind.next_hops().first()?)?
+            }
+            KernelRouteKind::Local(_) | KernelRouteKind::Anycast(_) => RouteKind::Local,
+            KernelRouteKind::Broadcast(_) => RouteKind::Broadcast,
+            KernelRouteKind::Multicast(_) => RouteKind::Multicast,
+            KernelRouteKind::Blackhole => RouteKind::Blackhole,
+            // After a throw the kernel looks into its last table, where nobody puts anything.
+            KernelRouteKind::Unreachable | KernelRouteKind::Throw => RouteKind::Unreachable,
+            KernelRouteKind::Prohibit => RouteKind::Prohibit,
+            KernelRouteKind::Foreign(_) => RouteKind::Host,
+        };
+        let out = route.kind.next_hops().first().and_then(|hop| self.link(hop.link));
+        Some(Route {
+            prefix: route.prefix,
+            metric: route.metric,
+            kind,
+            preferred_source: route.preferred_source,
+            link_down: out.is_some_and(|link| !link.carrier),
+        })
+    }
+
+    fn next_hop<A: Family>(&self, hop: &KernelNextHop<A>) -> Option<RouteKind<A>> {
+        let gateway = match hop.gateway {
+            Gateway::OnLink => None,
+            Gateway::Address(address) => Some(address),
+            // A router of the other family (RFC 5549): the kernel's to do.
+            Gateway::Other(_) => return Some(RouteKind::Host),
+        };
+        Some(match self.port_of(self.link(hop.link)?) {
+            Some(port) => RouteKind::Via(NextHop { port, gateway, onlink: hop.onlink }),
+            None => RouteKind::Host,
+        })
+    }
+
+    fn link(&self, index: state::LinkIndex) -> Option<&Link> {
+        let place = self.links.binary_search_by_key(&index, |link| link.index).ok()?;
+        self.links.get(place)
+    }
+
+    fn port_of(&self, link: &Link) -> Option<pollux_dataplane::packet::PortId> {
+        port_of(self.node, link)
+    }
+}
+
+/// The port that has this link behind it.
+pub(super) fn port_of(node: &NodeConfig, link: &Link) -> Option<pollux_dataplane::packet::PortId> {
+    let place = node.ports.iter().position(|port| port.interface == link.name)?;
+    Some(pollux_dataplane::packet::PortId(place as u16))
+}
+
+fn link_state(link: &Link) -> LinkState {
+    match (link.up, link.carrier) {
+        (false, _) => LinkState::Down,
+        (true, false) => LinkState::NoCarrier,
+        (true, true) => LinkState::Up,
+    }
+}

@@ -1,0 +1,296 @@
+//! The daemon of a node: opens the ports, compiles the tables, runs the worker, and follows what changes.
+//!
+//! ```text
+//! files ──watch──┐                                   ┌─ Command::Tables ─→ worker (pollux-worker-0)
+//! kernel ─follow─┴→ Shared::apply: view of the node, compile ┤                       │
+//! admin socket ───→ view ←── Handle::ask, in slices ──┴───────────────────────┘
+//! ```
+//!
+//! Invariants: a packet sees the tables of one compilation as a whole (UP-01); input that is wrong changes
+//! nothing, and says so; the worker is asked for small pieces of work only; when the agent has stopped, the
+//! machine is as it was before. Threads that are started here live in the network namespace of the thread
+//! that starts the agent, so an agent works in any namespace.
+
+mod admin;
+mod changes;
+mod client;
+mod follow;
+mod input;
+mod machine;
+mod ports;
+pub mod protocol;
+mod shared;
+mod view;
+mod watch;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::Receiver;
+use pollux_dataplane::flow::{Timeout, Timeouts};
+use pollux_dataplane::forward::{Forwarder, Settings};
+use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::guard::{Families, Guard, Means};
+use pollux_dataplane::port::memory::MemoryHandle;
+use pollux_dataplane::tables::Tables;
+use pollux_dataplane::worker::{Command, Handle, Worker};
+use tracing::{error, info, warn};
+
+use crate::cli::Failure;
+use crate::cluster::IpPrefix;
+use crate::config::node::Source;
+use crate::config::{Config, NodeConfig};
+use crate::kernel::host_port;
+use crate::kernel::mirror::Mirror;
+use crate::kernel::netns::Netns;
+use crate::problem::{Problem, Problems};
+pub use client::{Answer, Client};
+pub use input::{Inputs, Sources};
+pub use shared::State;
+use shared::{Kernel, Shared};
+
+/// Name of the worker's thread.
+pub const WORKER: &str = "pollux-worker-0";
+
+/// Buffers of the pool, 2 KiB each: bursts of super-frames, and what waits for neighbours.
+const BUFFERS: usize = 16 * 1024;
+
+/// Connections for each processor and in all, when kube-proxy's numbers are switched off (Linux' habit).
+const CONNECTIONS: usize = 128 * 1024;
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// The input, read and checked ([`Sources::read`]).
+    pub inputs: Inputs,
+    /// Files whose changes are to be followed; nothing: none.
+    pub follow: Option<Sources>,
+    /// Where to listen for `pollux get` and `pollux stats`; nothing: nowhere.
+    pub admin: Option<PathBuf>,
+    /// The host's side of the host port.
+    pub host: HostOptions,
+}
+
+/// The host's side of the host port (PT-02).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostOptions {
+    /// Prefixes that the host sends into the host port as a whole. Addresses of Services that are in none of
+    /// them are led there one by one, as they come and go.
+    pub service_prefixes: Vec<IpPrefix>,
+    /// Where it is noted what has to be restored after a crash.
+    pub state_directory: PathBuf,
+    /// Name of the instance: two on one machine need two.
+    pub name: String,
+}
+
+impl Default for HostOptions {
+    /// No prefixes; as on a node with one instance.
+    fn default() -> Self {
+        HostOptions {
+            service_prefixes: Vec::new(),
+            state_directory: host_port::STATE_DIRECTORY.into(),
+            name: "pollux".to_owned(),
+        }
+    }
+}
+
+/// Starts agents.
+#[derive(Clone, Copy, Debug)]
+pub struct Agent;
+
+/// A running agent. Dropping it stops it.
+pub struct Running {
+    shared: Arc<Shared>,
+    admin: Option<admin::Server>,
+    watch: Option<watch::Watch>,
+    follow: Option<follow::Follower>,
+    worker: Option<JoinHandle<Worker>>,
+    ended: Receiver<()>,
+    guard: Option<Guard>,
+    memory: HashMap<String, MemoryHandle>,
+}
+
+impl Agent {
+    /// Starts an agent in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Exit code 2 for bad input, 4 for what the machine lacks; nothing on the machine was changed then, or
+    /// it was undone.
+    pub fn start(options: AgentOptions) -> Result<Running, Failure> {
+        let AgentOptions { inputs, follow, admin, host } = options;
+        let config = inputs.node_config().cloned().unwrap_or_default();
+        if config.workers.is_some_and(|workers| workers > 1) {
+            warn!("workers {}: there is one", config.workers.unwrap_or(1));
+        }
+        // Checks.
+        let netns = Netns::current().map_err(Failure::environment)?;
+        let before = Mirror::dump(&netns).map_err(Failure::environment)?;
+        ports::check(&config, &before)?;
+        machine::view(&inputs.config, &before)?;
+        let settings = settings(&inputs.config);
+        let listener = admin.map(admin::Listener::bind).transpose()?;
+
+        // Changes; whatever fails from here on undoes them as it is dropped.
+        let pool = Pool::new(BUFFERS)?;
+        let opened = ports::open(&config, pool)?;
+        let host = ports::HostRoutes::set_up(&config, &before, &host, &netns)?;
+        let kernel = if follows_kernel(&config) {
+            Kernel::Mirrored(Mirror::start(&netns).map_err(Failure::environment)?)
+        } else {
+            Kernel::Read(Box::new(Mirror::dump(&netns).map_err(Failure::environment)?))
+        };
+        let (mut worker, handle) = Worker::new(Forwarder::new(&settings, pool)?)?;
+        let shared = Shared::new(inputs, kernel, handle, pool, host)?;
+        let tables = Arc::clone(&shared.state().compiled.tables);
+        let families = families(&tables);
+        worker.forwarder().set_tables(tables);
+        for (id, port) in opened.ports {
+            worker.add_port(id, port);
+        }
+        let guard = ports::guard(&opened.shared, families)?;
+        let (ending, ended) = crossbeam_channel::bounded(0);
+        let thread = std::thread::Builder::new().name(WORKER.to_owned()).spawn(move || {
+            let _ending = ending; // dropped when the thread ends, however it does
+            worker.run();
+            worker
+        })?;
+        let mut running = Running {
+            shared,
+            admin: None,
+            watch: None,
+            follow: None,
+            worker: Some(thread),
+            ended,
+            guard,
+            memory: opened.memory,
+        };
+        running.shared.teach_all();
+        running.follow = follow::Follower::start(&running.shared)?;
+        running.watch = follow.map(|sources| watch::Watch::start(sources, &running.shared)).transpose()?;
+        running.admin = listener.map(|listener| listener.serve(&running.shared)).transpose()?;
+        Ok(running)
+    }
+}
+
+impl Running {
+    /// What is in force.
+    pub fn state(&self) -> Arc<State> {
+        self.shared.state()
+    }
+
+    /// The worker, to ask.
+    pub fn worker(&self) -> &Handle {
+        &self.shared.worker
+    }
+
+    /// Puts other input in force, as when a file has changed.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, and what cannot be changed while running; what was in force stays.
+    pub fn apply(&self, inputs: Inputs) -> Result<(), Problems> {
+        self.shared.apply(inputs)
+    }
+
+    /// How the kernel is kept from forwarding; nothing when no port is shared with it.
+    pub fn guarded_by(&self) -> Option<Means> {
+        self.guard.as_ref().map(Guard::means)
+    }
+
+    /// The other side of a memory port.
+    pub fn memory(&self, port: &str) -> Option<&MemoryHandle> {
+        self.memory.get(port)
+    }
+
+    /// Becomes ready (disconnected) when the worker has ended by itself, which it never should.
+    pub fn ended(&self) -> &Receiver<()> {
+        &self.ended
+    }
+
+    /// Stops, and restores what was changed.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        // Nobody may change or ask for anything any more.
+        self.admin = None;
+        self.watch = None;
+        self.follow = None;
+        let Some(thread) = self.worker.take() else { return };
+        let _ = self.shared.worker.send(Command::Stop);
+        let worker = thread.join();
+        if worker.is_err() {
+            error!("the worker had panicked");
+        }
+        // From here on the kernel forwards again.
+        self.guard = None;
+        // Before the TAP goes, with the worker.
+        self.shared.restore_host();
+        drop(worker);
+        info!("stopped");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Running({})", self.state().inputs.node)
+    }
+}
+
+fn follows_kernel(config: &NodeConfig) -> bool {
+    config.routes == Source::Kernel || config.neighbours == Source::Kernel
+}
+
+/// The families that Pollux forwards, whose frames are to be kept from the kernel.
+fn families(tables: &Tables) -> Families {
+    match (&tables.v4, &tables.v6) {
+        (_, None) => Families::V4,
+        (None, Some(_)) => Families::V6,
+        (Some(_), Some(_)) => Families::Both,
+    }
+}
+
+/// Size and timeouts of the flow table (CT-05, CT-09).
+fn settings(config: &Config) -> Settings {
+    let conntrack = &config.proxy.conntrack;
+    let node = config.node.as_ref();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let connections = match (node.and_then(|node| node.connections), conntrack.max_per_core) {
+        (Some(connections), _) => connections as usize,
+        (None, 0) => CONNECTIONS,
+        (None, each) => (each as usize * cores).max(conntrack.min as usize),
+    };
+    let mut timeouts = Timeouts::default();
+    let from_proxy = [
+        (Timeout::TcpEstablished, conntrack.tcp_established),
+        (Timeout::TcpCloseWait, conntrack.tcp_close_wait),
+        (Timeout::Udp, conntrack.udp),
+        (Timeout::UdpStream, conntrack.udp_stream),
+    ];
+    let from_node = node.into_iter().flat_map(|node| &node.sysctl).filter_map(|(name, &seconds)| {
+        Some((Timeout::by_name(name)?, Some(std::time::Duration::from_secs(u64::from(seconds)))))
+    });
+    for (timeout, value) in from_proxy.into_iter().chain(from_node) {
+        if let Some(value) = value.filter(|value| !value.is_zero())
+            && let Err(error) = timeouts.set(timeout, value)
+        {
+            warn!("{error}; the default stays");
+        }
+    }
+    Settings { connections, timeouts, seed: rand::random() }
+}
+
+/// Says what is worth saying about the input.
+pub fn report(warnings: &[Problem]) {
+    for warning in warnings {
+        warn!("{warning}");
+    }
+}
