@@ -339,17 +339,24 @@ fn transfers(prefix: &str) -> Outcome {
     for (way, node) in [("pod to pod", POD_51_7.name), ("host to pod", SLAVE1)] {
         let kernel = send(&twins.kernel, node, 1)?;
         let pollux = send(&twins.pollux, node, 1)?;
-        println!(
-            "1 GiB {way} through the Service: Pollux {:.0} MB/s, {} retransmissions; kernel {:.0} MB/s, {} \
-             retransmissions",
-            pollux.rate() / 1e6,
-            pollux.retransmissions,
-            kernel.rate() / 1e6,
-            kernel.retransmissions
-        );
+        for (who, transfer) in [("Pollux", pollux), ("the kernel", kernel)] {
+            let Transfer { retransmissions, needless, .. } = transfer;
+            println!(
+                "1 GiB {way} through the Service by {who}: {:.0} MB/s, {retransmissions} retransmissions, of \
+                 which {needless} were of what had arrived",
+                transfer.rate() / 1e6
+            );
+        }
         assert_eq!((pollux.bytes, kernel.bytes), (BYTES, BYTES));
-        assert!(pollux.retransmissions <= kernel.retransmissions, "{way}: {pollux:?}, {kernel:?}");
+        // On a machine with more to do than processors a sender asks again before an answer had its turn
+        // (a tail loss probe), whoever forwards; the far end tells these by D-SACK. The others were losses.
+        assert!(pollux.lost() <= kernel.lost(), "{way}: {pollux:?}, {kernel:?}");
     }
+    let link =
+        twins.pollux.node(SLAVE1).output(Command::new("ip").args(["-s", "-j", "link", "show", "pollux0"]))?;
+    // The host port's queue, which the kernel fills and Pollux cannot count.
+    let link: serde_json::Value = serde_json::from_str(&link)?;
+    assert_eq!(link[0]["stats64"]["tx"]["dropped"], 0, "{link}");
     nothing_was_lost(&twins.forwarder)
 }
 

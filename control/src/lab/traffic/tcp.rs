@@ -176,12 +176,20 @@ pub struct Transfer {
     pub took: Duration,
     /// Segments that the client's kernel sent again.
     pub retransmissions: u32,
+    /// Those of them that the far end had already (it says so by D-SACK): nothing was lost, an answer was
+    /// late because a processor was.
+    pub needless: u32,
 }
 
 impl Transfer {
     /// Bytes per second.
     pub fn rate(&self) -> f64 {
         self.bytes as f64 / self.took.as_secs_f64()
+    }
+
+    /// Segments that were sent again because they had not arrived.
+    pub fn lost(&self) -> u32 {
+        self.retransmissions - self.needless
     }
 }
 
@@ -262,7 +270,20 @@ impl TcpClient {
         if arrived != sent.to_bytes() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "other bytes arrived than were sent"));
         }
-        Ok(Transfer { bytes, took: start.elapsed(), retransmissions: self.retransmissions()? })
+        let took = start.elapsed();
+        let mut info = sys::tcp_info(&self.stream)?;
+        // The answer to a retransmission at the end may be on its way.
+        let patience = Instant::now() + Duration::from_millis(50);
+        while info.tcpi_dsack_dups < info.tcpi_total_retrans && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(5));
+            info = sys::tcp_info(&self.stream)?;
+        }
+        Ok(Transfer {
+            bytes,
+            took,
+            retransmissions: info.tcpi_total_retrans,
+            needless: info.tcpi_dsack_dups.min(info.tcpi_total_retrans),
+        })
     }
 
     /// Segments sent again so far.
