@@ -13,6 +13,7 @@ pub mod cli;
 pub mod cluster;
 pub mod compile;
 pub mod config;
+pub mod demo;
 pub mod document;
 pub mod kernel;
 pub mod lab;

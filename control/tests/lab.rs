@@ -238,7 +238,7 @@ fn w04_pod_to_service_same_node(prefix: &str) -> Outcome {
     call(&network, POD_51_7.name, at(POD_51_7.address, 40000), myapp())?;
 
     let segments = Segment::of_connection(&mut near, 2, SOON)?;
-    let (pod, node) = ("2e:d6:68:68:23:07", "ee:ee:ee:ee:ee:ee");
+    let (pod, node) = ("ce:5a:9e:2f:70:07", "ee:ee:ee:ee:ee:ee");
     assert_eq!(
         with_flags(&segments, "S"),
         [format!("in {pod} > {node} 10.151.51.7:40000 > 10.150.18.86:80 ttl 64 S")]

@@ -3,6 +3,7 @@
 
 mod check;
 mod compile;
+mod demo;
 mod get;
 mod manual;
 mod replay;
@@ -40,6 +41,8 @@ enum Command {
     Get(get::Args),
     /// Show a running forwarder's counters and rates.
     Stats(stats::Args),
+    /// Watch real connections go through a ClusterIP, in a cluster of network namespaces.
+    Demo(demo::Args),
     /// Compile objects and configuration, and show the tables.
     Compile(compile::Args),
     /// Show what becomes of a packet, step by step, in the words of iptables.
@@ -198,6 +201,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Get(args) => get::run(args),
         Command::Stats(args) => stats::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Check(args) => check::run(&args),

@@ -13,6 +13,7 @@
 
 pub mod capture;
 pub mod network;
+pub mod pollux;
 pub mod seed;
 mod sys;
 pub mod traffic;

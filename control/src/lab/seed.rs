@@ -95,7 +95,7 @@ pub const POD_51_2: Pod = Pod {
 pub const POD_51_7: Pod = Pod {
     name: "pod-51-7",
     address: Ipv4Addr::new(10, 151, 51, 7),
-    link: LinkAddr([0x2e, 0xd6, 0x68, 0x68, 0x23, 0x07]),
+    link: LinkAddr([0xce, 0x5a, 0x9e, 0x2f, 0x70, 0x07]),
     port: "cali566211caf94",
     port_index: 23,
 };

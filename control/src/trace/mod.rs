@@ -143,6 +143,12 @@ pub fn trace(
     }
 }
 
+/// What a forwarder under these tables did to an IPv4 packet, in the words of iptables.
+pub fn steps_v4(compiled: &Compiled, events: &[Event]) -> Vec<Step> {
+    let Some(family) = &compiled.tables.v4 else { return Vec::new() };
+    Words { tables: &compiled.tables, family, ports: &compiled.ports_v4 }.steps(events)
+}
+
 fn trace_family<A: Family>(
     compiled: &Compiled,
     view: &NodeView,

@@ -28,7 +28,7 @@ const ORIGINATED: PortId = PortId(u16::MAX);
 
 /// Link source of frames to the host port: a locally administered address, since nobody answers it (the
 /// host's side of the port does no ARP).
-const HOST_SIDE: LinkAddr = LinkAddr([0x02, 0, 0, 0, 0, 0x01]);
+pub const HOST_SIDE: LinkAddr = LinkAddr([0x02, 0, 0, 0, 0, 0x01]);
 
 impl Forwarder {
     /// A frame that is not IP, or of a family that is not forwarded (FW-06).

@@ -38,6 +38,7 @@ use crate::stats::{Reason, Stats};
 use crate::tables::{Detected, FamilyTables, Masquerade, PortInfo, Ports, Role, Tables};
 use crate::time::Instant;
 use established::Way;
+pub use host::HOST_SIDE;
 use host::{Wire, pass_on};
 use limit::Limiter;
 pub use observe::{Event, Nobody, Observer};
@@ -244,16 +245,21 @@ impl Forwarder {
 
     /// What is to be done between bursts: a bounded slice of expiry, neighbours' timers.
     pub fn tick(&mut self, now: Instant, out: &mut impl Output) {
+        self.tick_observed(now, out, &mut Nobody);
+    }
+
+    /// As [`tick`](Forwarder::tick), telling `observer` every step of packets that had waited.
+    pub fn tick_observed(&mut self, now: Instant, out: &mut impl Output, observer: &mut impl Observer) {
         // CT-10: every deadline is looked at in time, however large the table, and a late call takes no pause.
         let since = now.saturating_since(self.ticked).min(LONGEST_TICK);
         self.ticked = now;
         self.v4.flows.expire(now.into(), self.v4.flows.expire_budget(since).max(EXPIRY_SLICE));
         self.v6.flows.expire(now.into(), self.v6.flows.expire_budget(since).max(EXPIRY_SLICE));
-        match self.pass_v4(now, out, &mut Nobody) {
+        match self.pass_v4(now, out, observer) {
             Some(mut pass) => pass.poll_neighbours(),
             None => self.v4.let_go(&self.tables.ports, &mut self.core),
         }
-        match self.pass_v6(now, out, &mut Nobody) {
+        match self.pass_v6(now, out, observer) {
             Some(mut pass) => pass.poll_neighbours(),
             None => self.v6.let_go(&self.tables.ports, &mut self.core),
         }

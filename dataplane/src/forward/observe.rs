@@ -28,6 +28,12 @@ impl Observer for Vec<Event> {
     }
 }
 
+impl<T: Observer + ?Sized> Observer for Box<T> {
+    fn see(&mut self, event: Event) {
+        (**self).see(event);
+    }
+}
+
 /// One step of a packet's way.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
