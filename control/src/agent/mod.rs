@@ -32,7 +32,7 @@ use crossbeam_channel::Receiver;
 use pollux_dataplane::flow::{Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::pool::Pool;
-use pollux_dataplane::port::guard::{Families, Guard};
+use pollux_dataplane::port::guard::{Families, Guard, Means};
 use pollux_dataplane::port::memory::MemoryHandle;
 use pollux_dataplane::tables::Tables;
 use pollux_dataplane::worker::{Command, Handle, Worker};
@@ -191,6 +191,11 @@ impl Running {
     /// Everything that is wrong with it, and what cannot be changed while running; what was in force stays.
     pub fn apply(&self, inputs: Inputs) -> Result<(), Problems> {
         self.shared.apply(inputs)
+    }
+
+    /// How the kernel is kept from forwarding; nothing when no port is shared with it.
+    pub fn guarded_by(&self) -> Option<Means> {
+        self.guard.as_ref().map(Guard::means)
     }
 
     /// The other side of a memory port.

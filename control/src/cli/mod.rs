@@ -35,14 +35,14 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Watch real connections go through a ClusterIP, in a cluster of network namespaces.
+    Demo(demo::Args),
     /// Run the forwarder on this node.
     Run(run::Args),
     /// Show what a running forwarder works with.
     Get(get::Args),
     /// Show a running forwarder's counters and rates.
     Stats(stats::Args),
-    /// Watch real connections go through a ClusterIP, in a cluster of network namespaces.
-    Demo(demo::Args),
     /// Compile objects and configuration, and show the tables.
     Compile(compile::Args),
     /// Show what becomes of a packet, step by step, in the words of iptables.
@@ -198,10 +198,10 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
+        Command::Demo(args) => demo::run(&args),
         Command::Run(args) => run::run(args),
         Command::Get(args) => get::run(args),
         Command::Stats(args) => stats::run(&args),
-        Command::Demo(args) => demo::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Check(args) => check::run(&args),

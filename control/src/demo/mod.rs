@@ -12,7 +12,7 @@ mod walks;
 use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pollux_dataplane::forward::{Event, HOST_SIDE};
 use pollux_dataplane::packet::Protocol;
@@ -22,7 +22,7 @@ use serde::Serializer;
 
 use crate::kernel::Error;
 use crate::kernel::sandbox::{Privilege, Sandbox};
-use crate::lab::capture::{Capture, Captured, Direction};
+use crate::lab::capture::{Capture, Direction};
 use crate::lab::pollux::{Passage, Pollux, Tuple, received};
 use crate::lab::seed::{self, MYAPP_PORT, POD_51_7, POD_51_8, SLAVE1};
 use crate::lab::traffic::{Echo, Service, TcpClient, TcpServer, ping};
@@ -88,7 +88,7 @@ pub fn run(
             Privilege::Root => "root",
             Privilege::UserNamespace | Privilege::Ordinary => "an ordinary user, in a user namespace",
         },
-        guard: stage.pollux.means().to_string(),
+        guard: stage.pollux.means().map_or_else(|| "nothing".into(), |means| means.to_string()),
         built_in: begun.elapsed(),
     };
     let tell_all = |tell: &mut dyn FnMut(&Report) -> io::Result<()>, report: &Report| {
@@ -143,7 +143,7 @@ impl<'a> Stage<'a> {
 
     /// Makes the call of a walk and says what was decided and what was seen.
     fn walk(&mut self, walk: &Walk) -> io::Result<WalkReport> {
-        self.frames(Duration::ZERO, |_| false)?; // what was there before
+        self.frames(Duration::ZERO, |_| true)?; // what was there before
         let (chosen, pod) = match walk.call {
             Call::Tcp(pod) => (self.pollux.choose(pod), Some(pod)),
             Call::Ping(_) => (Ok(()), None),
@@ -156,11 +156,13 @@ impl<'a> Stage<'a> {
             source: walk.from,
             destination: (walk.to, walk.destination_port()),
         };
-        // A connection is over when the last FIN is acknowledged; both FINs pass twice.
-        let mut fins = 0;
-        let frames = self.frames(SETTLE, |frame| {
-            fins += usize::from(frame.what.contains('F'));
-            pod.is_none() || fins >= 4 && frame.what == "[.]"
+        // A connection is over when the last FIN is acknowledged. Each frame passes twice, so both FINs do,
+        // and what came in last has left.
+        let frames = self.frames(SETTLE, |frames| {
+            let count = |way: Way| frames.iter().filter(|(_, seen, _)| *seen == way).count();
+            let fins = frames.iter().filter(|(.., frame)| frame.what.contains('F')).count();
+            let last_is_ack = frames.last().is_some_and(|(.., frame)| frame.what == "[.]");
+            count(Way::In) == count(Way::Out) && (pod.is_none() || fins >= 4 && last_is_ack)
         })?;
         let passages = self.pollux.hush(&ear).map_err(stopped)?;
         let request = self.leg("request", tuple, &passages, &frames, None);
@@ -217,33 +219,30 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Everything that was seen at the node's interfaces, until `done` or `within` has passed.
+    /// Everything that was seen at the node's interfaces, in the order of time, until it is `complete` or
+    /// `within` has passed.
     fn frames(
         &mut self,
         within: Duration,
-        mut done: impl FnMut(&Frame) -> bool,
+        complete: impl Fn(&[(SystemTime, Way, Frame)]) -> bool,
     ) -> io::Result<Vec<(Way, Frame)>> {
-        const TURN: Duration = Duration::from_millis(5);
+        const TURN: Duration = Duration::from_millis(2);
         let deadline = Instant::now() + within;
-        let mut all: Vec<(std::time::SystemTime, Way, Frame)> = Vec::new();
+        let mut all = Vec::new();
         loop {
-            let mut enough = false;
             for (port, capture) in &mut self.captures {
-                let seen: Vec<Captured> = capture.frames_until(|_| false, Duration::ZERO)?;
-                for one in seen {
-                    let Some(frame) = Frame::read(port, &one.bytes) else { continue };
-                    enough |= done(&frame);
-                    let way = Way::of(port, one.direction);
-                    all.push((one.at, way, frame));
+                for seen in capture.frames_until(|_| false, Duration::ZERO)? {
+                    if let Some(frame) = Frame::read(port, &seen.bytes) {
+                        all.push((seen.at, Way::of(port, seen.direction), frame));
+                    }
                 }
             }
-            if enough || Instant::now() >= deadline {
-                break;
+            all.sort_by_key(|(at, ..)| *at);
+            if complete(&all) || Instant::now() >= deadline {
+                return Ok(all.into_iter().map(|(_, way, frame)| (way, frame)).collect());
             }
             std::thread::sleep(TURN);
         }
-        all.sort_by_key(|(at, ..)| *at);
-        Ok(all.into_iter().map(|(_, way, frame)| (way, frame)).collect())
     }
 
     /// One direction of a connection: what was decided about the first packet, what was seen of all.

@@ -220,7 +220,7 @@ impl Leg {
         let Some(seen) = &self.seen else {
             return writeln!(f, "    NOT SEEN ON THE WIRE: {}", shown(&self.decided, ""));
         };
-        writeln!(f, "    {:<9} {:<SIDE$} {:<SIDE$}", "", "decided", "seen on the wire")?;
+        writeln!(f, "    {:<9} {:<SIDE$} seen on the wire", "", "decided")?;
         let (decided, wire) = (&self.decided, &seen.head);
         let links = |head: &Head| format!("{} > {}", head.link_source, head.link_destination);
         let packet = |head: &Head| {

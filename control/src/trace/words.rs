@@ -47,7 +47,12 @@ impl<A: Family> Words<'_, A> {
     pub(super) fn steps(&self, events: &[Event]) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut waiting = None;
-        for event in events {
+        for (place, event) in events.iter().enumerate() {
+            if let (Event::Received { .. }, Some(Event::FlowHit { .. })) = (event, events.get(place + 1)) {
+                // The nat table sees a connection's first packet only.
+                steps.extend(self.step(event).map(|first| step("conntrack", first.chain, "", first.effect)));
+                continue;
+            }
             // The chain of an endpoint marks a hairpin before it translates.
             if !matches!(event, Event::Hairpin) {
                 steps.extend(waiting.take());
