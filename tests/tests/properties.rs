@@ -108,7 +108,7 @@ fn out_and_back(node: &mut Node, call: &Call) -> Result<(), TestCaseError> {
 fn nat_01_out_and_back_is_the_identity_with_true_checksums() {
     // One node for all: connections of earlier cases are in the way, as they are in life.
     let node = RefCell::new(Cluster::seed().with_node_port("Cluster").node());
-    let mut runner = TestRunner::new(Config { cases: 512, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 2048, failure_persistence: None, ..Config::default() });
     let law = |call| out_and_back(&mut node.borrow_mut(), &call);
     runner.run(&calls(), law).unwrap_or_else(|error| panic!("{error}"));
 }
@@ -116,7 +116,7 @@ fn nat_01_out_and_back_is_the_identity_with_true_checksums() {
 #[test]
 fn fw_04_random_and_mutated_frames_are_counted_and_nothing_panics() {
     let node = RefCell::new(Cluster::seed().with_node_port("Cluster").with_docker().node());
-    let mut runner = TestRunner::new(Config { cases: 2048, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 8192, failure_persistence: None, ..Config::default() });
     let mutated = (calls(), vec((any::<Index>(), any::<u8>()), 0..4), prop::option::of(any::<Index>()));
     let frames = prop_oneof![
         4 => mutated.prop_map(|(call, changes, cut)| {

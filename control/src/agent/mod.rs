@@ -17,6 +17,7 @@ mod client;
 mod follow;
 mod input;
 mod machine;
+mod pair;
 mod ports;
 pub mod protocol;
 mod shared;

@@ -19,6 +19,7 @@ use pollux_dataplane::tables::{FamilyTables, Tables};
 use tracing::{info, warn};
 
 use super::HostOptions;
+use super::pair::{PairPort, far_end};
 use crate::cli::Failure;
 use crate::cluster::IpPrefix;
 use crate::config::NodeConfig;
@@ -63,11 +64,8 @@ pub(super) fn check(config: &NodeConfig, kernel: &KernelState) -> Result<(), Fai
     if !wrong.is_empty() {
         return Err(Failure::bad_input(wrong.join("\n")));
     }
-    let mut lacking: Vec<String> = missing_privileges(config);
+    let mut lacking = missing_privileges(config);
     lacking.extend(config.ports.iter().filter_map(|port| missing_interface(port, kernel)));
-    if lacking.is_empty() && config.ports.iter().any(|port| port.backend == Backend::Tap) {
-        lacking.extend(require_tun().err().map(|error| error.to_string()));
-    }
     if lacking.is_empty() { Ok(()) } else { Err(Failure::environment(lacking.join("\n"))) }
 }
 
@@ -120,7 +118,8 @@ fn missing_interface(port: &PortConfig, kernel: &KernelState) -> Option<String> 
         (Backend::AfPacket, Some(link)) if link.loopback || link.link_address.is_none() => {
             Some(format!("port {name}: interface {interface} is not an Ethernet interface"))
         }
-        (Backend::Tap, Some(_)) => Some(format!(
+        // A pair that a crash left behind is made anew.
+        (Backend::Tap, Some(_)) if kernel.link(&far_end(interface)).is_none() => Some(format!(
             "port {name}: an interface {interface} exists already: stop what holds it, or set another name"
         )),
         _ => None,
@@ -152,8 +151,8 @@ fn effective_capabilities() -> u64 {
     hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Opens the ports, in the order of the configuration, which numbers them. TAP interfaces are made by it;
-/// they are still down. Nothing else on the machine is changed.
+/// Opens the ports, in the order of the configuration, which numbers them. TAP interfaces are made by it
+/// (veth pairs where the machine gives no TAP); they are still down. Nothing else on the machine is changed.
 ///
 /// # Errors
 /// Exit code 4. What was opened is closed again.
@@ -168,7 +167,14 @@ pub(super) fn open(config: &NodeConfig, pool: &'static Pool) -> Result<Opened, F
                 let options = af_packet::Options::default();
                 Box::new(AfPacketPort::open(&config.interface, id, pool, options).map_err(failed)?)
             }
-            Backend::Tap => Box::new(TapPort::open(&config.interface, id, pool).map_err(failed)?),
+            Backend::Tap => match require_tun() {
+                Ok(()) => Box::new(TapPort::open(&config.interface, id, pool).map_err(failed)?),
+                Err(lacking) => {
+                    warn!("a veth pair stands for the TAP of port {}: {lacking}", config.name);
+                    let mtu = config.mtu.map_or(DEFAULT_MTU, u32::from);
+                    Box::new(PairPort::open(&config.interface, mtu, id, pool).map_err(failed)?)
+                }
+            },
             Backend::Memory => {
                 let (port, handle) = MemoryPort::new(id, Capabilities::default(), Rings::default());
                 opened.memory.insert(config.name.clone(), handle);

@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ArgAction;
 use pollux_dataplane::flow::Timeouts;
@@ -14,6 +16,8 @@ use pollux_dataplane::stats::Stats;
 use pollux_dataplane::tables::Role;
 use pollux_dataplane::time::Instant;
 use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use super::{Common, Exit, Failure};
 use crate::node::Links;
@@ -64,6 +68,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let settings = Settings { connections: 1 << 18, timeouts: Timeouts::default(), seed: 1 };
     let mut forwarder = Forwarder::new(&settings, pool)?;
     forwarder.set_tables(compiled.tables.clone());
+    let interrupted = interruption()?;
     let target = Target::create(&args.output).map_err(|error| of_file(&args.output, error))?;
     let file = target.file().map_err(|error| of_file(&args.output, error))?;
     let writer = PcapWriter::new(BufWriter::new(file)).map_err(|error| of_file(&args.output, error))?;
@@ -73,6 +78,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     while let Some((now, packet)) =
         reader.next_frame(pool, port).map_err(|error| of_file(&args.input, error))?
     {
+        if interrupted.load(Ordering::Relaxed) {
+            return Ok(Exit::Interrupted); // the draft goes with `target`
+        }
         out.now = now;
         forwarder.tick(now, &mut out);
         out.stats.received += 1;
@@ -92,6 +100,16 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 
 fn of_file(path: &Path, error: io::Error) -> Failure {
     Failure::bad_input(format!("{}: {error}", path.display()))
+}
+
+/// A flag that the first SIGINT or SIGTERM sets; the second ends the command where it is.
+fn interruption() -> io::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_default(signal, interrupted.clone())?;
+        flag::register(signal, interrupted.clone())?;
+    }
+    Ok(interrupted)
 }
 
 /// The output's file. Frames go to another beside it, which takes its name when all is well: a capture that

@@ -154,7 +154,7 @@ impl<'a> Stage<'a> {
         let tuple = Tuple {
             protocol: if pod.is_some() { Protocol::TCP } else { Protocol::ICMP },
             source: walk.from,
-            destination: (walk.to, walk.to_port()),
+            destination: (walk.to, walk.destination_port()),
         };
         // A connection is over when the last FIN is acknowledged. Each frame passes twice, so both FINs do,
         // and what came in last has left.
@@ -202,7 +202,7 @@ impl<'a> Stage<'a> {
         let failed = |error: io::Error| format!("the connection failed: {error}");
         match walk.call {
             Call::Tcp(_) => {
-                let to = address((walk.to, walk.to_port()));
+                let to = address((walk.to, walk.destination_port()));
                 let mut client =
                     TcpClient::connect(node, Some(address(walk.from)), to, SOON).map_err(failed)?;
                 client.echo(b"which backend is this?", SOON).map_err(failed)?;

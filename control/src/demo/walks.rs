@@ -104,7 +104,7 @@ pub(super) const WALKS: [Walk; 7] = [
 
 impl Walk {
     /// The destination port, or an echo request's type and code.
-    pub(super) fn to_port(&self) -> u16 {
+    pub(super) fn destination_port(self) -> u16 {
         match self.call {
             Call::Tcp(_) => MYAPP_PORT,
             Call::Ping(_) => 8 << 8,

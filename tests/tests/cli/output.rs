@@ -218,10 +218,10 @@ fn objects_come_from_directories_and_json_and_several_documents() {
 
 #[test]
 fn modes_and_fields_without_meaning_are_reported_and_no_error() {
-    let cluster = Cluster::seed().edit_proxy("mode: iptables\n", "mode: ipvs\nbindAddress: 0.0.0.0\n");
+    let cluster = Cluster::seed().edit_proxy("mode: iptables\n", "mode: ipvs\nportRange: 0-0\n");
     let outcome = with_files(&cluster.files(), ["compile", "--json"]);
     assert_eq!(outcome.code, DONE, "{outcome:?}");
-    assert!(outcome.stderr.contains("ipvs") && outcome.stderr.contains("bindAddress"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("ipvs") && outcome.stderr.contains("portRange"), "{}", outcome.stderr);
     json(&outcome.stdout);
 }
 
@@ -293,6 +293,37 @@ fn replay_forwards_a_capture() {
         walk(files.directory()).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
     let known = ["in.pcap", "node.yaml", "objects.yaml", "out.pcap", "proxy-config.yaml"];
     assert_eq!(left, known.map(Into::into).into(), "nothing else is left behind");
+}
+
+#[test]
+fn an_interrupted_replay_leaves_nothing_behind() {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let files = Cluster::seed().files();
+    let out = files.directory().join("out.pcap");
+    let mut command = pollux_tests::binary::command();
+    command.args(["replay", "/dev/stdin", "-o"]).arg(&out).arg("--objects").arg(&files.objects);
+    for config in &files.config {
+        command.arg("--config").arg(config);
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut replay = command.spawn().unwrap();
+    let mut frames = replay.stdin.take().unwrap();
+    let (start, record) = (capture(&[]), capture(&[(1, vec![0xff; 60])]));
+    frames.write_all(&start).unwrap();
+    // Frames without end, until the command goes; it is interrupted when the output is open.
+    let feed = std::thread::spawn(move || while frames.write_all(&record[24..]).is_ok() {});
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while walk(files.directory()).len() < 4 {
+        assert!(std::time::Instant::now() < deadline, "no output is opened");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let killed = Command::new("kill").args(["-INT", &replay.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = replay.wait_with_output().unwrap();
+    feed.join().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(130), &b""[..]));
+    assert_eq!(walk(files.directory()).len(), 3, "the files that were there before");
 }
 
 #[test]
