@@ -77,7 +77,7 @@ pub enum Kind {
     FarEnd,
     /// A bridge.
     Bridge,
-    /// An IPIP device for all peers, with this local address; where the kernel has none, a TUN or a dummy
+    /// An IPIP device for all peers, with this local address; where the kernel has none, a TUN or a veth
     /// device, with the same routes and addresses but nothing behind it.
     Ipip {
         /// The underlay address.
@@ -389,8 +389,8 @@ fn link(device: &Device) -> String {
 enum StandIn {
     /// A TUN device, which lives as long as its file.
     Tun { _file: File },
-    /// A dummy device: where users may not open `/dev/net/tun`.
-    Dummy,
+    /// A veth device, whose other end nobody reads: where users may not open `/dev/net/tun`.
+    Veth,
 }
 
 /// The IPIP device, or another in its place: one that has the name, the address and the MTU.
@@ -402,8 +402,10 @@ fn tunnel(netns: &Netns, device: &Device, local: &str) -> Result<Option<StandIn>
     let stand_in = if made {
         None
     } else if let Err(lacking) = require_tun() {
-        netns.ip(&format!("link add {} type dummy", link(device))).map_err(|_| lacking)?;
-        Some(StandIn::Dummy)
+        let far = format!("{name}-far");
+        let lines = format!("link add {} type veth peer name {far}\nlink set {far} up", link(device));
+        netns.ip(&lines).map_err(|_| lacking)?;
+        Some(StandIn::Veth)
     } else {
         let opened = open_in(netns, || sys::tun_device(name, device.index));
         let failed = |error| Error::system(format!("cannot make the TUN device {name}"), error);
