@@ -237,9 +237,9 @@ fn bad_input_is_refused(site: &Site) -> Outcome {
         &format!("port {}: interface cali0 does not exist", POD_51_1.port),
     )?;
     refused(
-        |config| config["ports"][0]["interface"] = json!("tunl0"),
+        |config| config["ports"][0]["interface"] = json!("lo"),
         4,
-        "port ens3: interface tunl0 is not an Ethernet interface",
+        "port ens3: interface lo is not an Ethernet interface",
     )?;
     refused(
         |config| config["ports"][5]["interface"] = json!("docker0"),

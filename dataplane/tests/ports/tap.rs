@@ -11,11 +11,17 @@ use pollux_dataplane::port::Port;
 use pollux_dataplane::port::finish;
 use pollux_dataplane::port::tap::TapPort;
 
-use crate::sandbox::{Namespace, ip};
+use crate::sandbox::{Namespace, Rights, ip};
 use crate::topology::{
     AS_IT_IS, Inbox, MAC_A, PATIENCE, eventually, is_udp, pool, send_all, send_frame, transfer, wire,
 };
 use crate::trial;
+
+/// Whether this user may make TAP interfaces. Root always may: if it cannot, the tests say why.
+pub(crate) fn are_allowed(rights: Rights) -> bool {
+    let opened = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    rights == Rights::Root || opened().is_ok()
+}
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
