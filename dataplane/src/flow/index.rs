@@ -158,7 +158,8 @@ impl Index {
 
     #[inline]
     fn bucket(&self, bucket: u32) -> &Bucket {
-        self.words[bucket as usize * WORDS..].first_chunk().expect("the mask keeps it inside")
+        let start = bucket as usize * WORDS;
+        self.words[start..start + WORDS].first_chunk().expect("the range is as long as a bucket")
     }
 }
 

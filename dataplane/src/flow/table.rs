@@ -166,7 +166,7 @@ impl<A: Family> FlowTable<A> {
     pub fn probe(&self, hash: Hash) -> Option<Candidate> {
         let entry = self.index.find(hash, Some)?;
         self.entries.prefetch(entry);
-        Some(Candidate { hash, entry })
+        Some(Candidate { entry })
     }
 
     /// Fourth stage: the entry with exactly this key, copied. Its time may be over: see [`Hit::is_settled`]
@@ -178,7 +178,7 @@ impl<A: Family> FlowTable<A> {
         if hit.is_some() {
             return hit;
         }
-        self.find_again(candidate.hash, &words)
+        self.find_again(&words)
     }
 
     /// All stages at once.
@@ -386,8 +386,8 @@ impl<A: Family> FlowTable<A> {
 
     /// When the candidate was another key with the same signature, or has just gone: looks at all of them.
     #[cold]
-    fn find_again(&self, hash: Hash, words: &[u64; 5]) -> Option<Hit<A>> {
-        self.find_words(hash, words)
+    fn find_again(&self, words: &[u64; 5]) -> Option<Hit<A>> {
+        self.find_words(self.hash_words(words), words)
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {

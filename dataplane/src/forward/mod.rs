@@ -12,6 +12,7 @@
 //! It is the only module that sees all the others.
 
 mod established;
+mod express;
 mod host;
 mod limit;
 mod new;
@@ -20,6 +21,7 @@ pub mod observe;
 mod tests;
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,17 +29,17 @@ use arrayvec::ArrayVec;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::flow::{self, Candidate, FlowKey, FlowTable, Hash, Timeouts};
+use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Timeouts};
 use crate::packet::ethernet;
-use crate::packet::parse::{Headers, Parsed, is_v4, parse, parse_v4};
+use crate::packet::parse::{Headers, Parsed, parse};
+use crate::packet::plain::Plain;
 use crate::packet::{BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
 use crate::route::{NeighbourEvent, Neighbours};
 use crate::service::Origin;
 use crate::stats::{Reason, Stats};
-use crate::tables::{Detected, FamilyTables, Masquerade, PortInfo, Ports, Role, Tables};
+use crate::tables::{FamilyTables, Ingress, Masquerade, Ports, Tables};
 use crate::time::Instant;
-use established::Way;
 pub use host::HOST_SIDE;
 use host::{Wire, pass_on};
 use limit::Limiter;
@@ -91,6 +93,7 @@ struct Core {
 
 /// One packet's class: what stage 1 found.
 enum Class {
+    Plain(Plain, Lookup),
     V4(Headers<V4>, Lookup),
     V6(Headers<V6>, Lookup),
     Foreign(Parsed),
@@ -215,25 +218,26 @@ impl Forwarder {
         }
         for class in &mut classes {
             match class {
-                Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
+                Class::Plain(_, lookup) | Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
                 Class::V6(_, lookup) => lookup.probe(&self.v6.flows),
                 Class::Foreign(_) | Class::Malformed(_) => {}
             }
         }
-        for (mut packet, class) in burst.drain(..).zip(&classes) {
+        let mut packets = burst.drain(..);
+        for class in &classes {
+            let Some(mut packet) = packets.next() else { break };
             match class {
+                Class::Plain(plain, lookup) => match self.express(&mut packet, plain, *lookup, now, observer)
+                {
+                    Some(port) => out.send(port, packet),
+                    None => self.in_full(packet, *lookup, now, out, observer),
+                },
                 Class::V4(headers, lookup) => match self.pass_v4(now, out, observer) {
-                    Some(mut pass) => match pass.express(&mut packet, headers, *lookup) {
-                        Some(port) => out.send(port, packet),
-                        None => pass.packet(packet, headers, *lookup),
-                    },
+                    Some(mut pass) => pass.packet(packet, headers, *lookup),
                     None => self.foreign(packet, &Parsed::V4(*headers), now, out, observer),
                 },
                 Class::V6(headers, lookup) => match self.pass_v6(now, out, observer) {
-                    Some(mut pass) => match pass.express(&mut packet, headers, *lookup) {
-                        Some(port) => out.send(port, packet),
-                        None => pass.packet(packet, headers, *lookup),
-                    },
+                    Some(mut pass) => pass.packet(packet, headers, *lookup),
                     None => self.foreign(packet, &Parsed::V6(*headers), now, out, observer),
                 },
                 Class::Foreign(parsed) => self.foreign(packet, parsed, now, out, observer),
@@ -270,19 +274,14 @@ impl Forwarder {
         self.core.stats.held = (self.v4.neighbours.held() + self.v6.neighbours.held()) as u64;
     }
 
-    /// IPv4 goes from the parser straight to its place: a value that may be of either family is put
+    /// What is plain goes from its reader straight to its place: a value that may be of several kinds is put
     /// together field by field, which costs more than parsing.
     #[inline(always)]
     fn classify(&self, packet: &mut Packet, classes: &mut ArrayVec<Class, BURST>) {
-        if is_v4(packet) {
-            match parse_v4(packet, ethernet::LEN) {
-                Ok(headers) => {
-                    let hash = self.v4.flows.hash(&key(&headers));
-                    self.v4.flows.prefetch(hash);
-                    classes.push(Class::V4(headers, Lookup::Hashed(hash)));
-                }
-                Err(reason) => classes.push(Class::Malformed(reason)),
-            }
+        if let Some(plain) = Plain::read(packet) {
+            let hash = self.v4.flows.hash(&plain_key(&plain));
+            self.v4.flows.prefetch(hash);
+            classes.push(Class::Plain(plain, Lookup::Hashed(hash)));
         } else {
             classes.push(self.classify_other(packet));
         }
@@ -291,6 +290,11 @@ impl Forwarder {
     #[inline(never)]
     fn classify_other(&self, packet: &mut Packet) -> Class {
         match parse(packet) {
+            Ok(Parsed::V4(headers)) => {
+                let hash = self.v4.flows.hash(&key(&headers));
+                self.v4.flows.prefetch(hash);
+                Class::V4(headers, Lookup::Hashed(hash))
+            }
             Ok(Parsed::V6(headers)) => {
                 let hash = self.v6.flows.hash(&key(&headers));
                 self.v6.flows.prefetch(hash);
@@ -417,44 +421,19 @@ fn key<A: Family>(headers: &Headers<A>) -> FlowKey<A> {
     }
 }
 
-/// What a port's packets are to the Service tables.
-#[inline]
-fn origin(port: &PortInfo) -> Origin {
-    match (port.role, port.detected) {
-        (Role::Host, _) => Origin::Host,
-        (_, Detected::Pod) => Origin::PodPort,
-        (_, Detected::Other) => Origin::Port,
+/// The tuple of a plain packet.
+#[inline(always)]
+fn plain_key(plain: &Plain) -> FlowKey<V4> {
+    FlowKey {
+        source: Ipv4Addr::from_bits((plain.addresses >> 32) as u32),
+        destination: Ipv4Addr::from_bits(plain.addresses as u32),
+        source_port: (plain.ports >> 16) as u16,
+        destination_port: plain.ports as u16,
+        protocol: plain.protocol,
     }
 }
 
 impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
-    /// The common case in one piece: a packet of a settled connection whose next hop stands and is known.
-    /// Changes the packet and says where it goes; or nothing, and then nothing has been done. It asks what
-    /// [`packet`](Pass::packet) and [`established`](Pass::established) ask, with the same functions, but
-    /// moves no packet about: that costs more than all the questions.
-    #[inline(always)]
-    fn express(&mut self, packet: &mut Packet, headers: &Headers<A>, lookup: Lookup) -> Option<PortId> {
-        let Lookup::Probed(Some(candidate)) = lookup else { return None };
-        let port = self.ports.get(packet.port)?;
-        let origin = origin(port);
-        if ethernet::destination(packet.head()) != port.link_address || !headers.is_trackable() {
-            return None;
-        }
-        let hit = self.state.flows.find(candidate, &key(headers))?;
-        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
-        if !hit.is_settled(event, self.now.into()) || hit.next_hop().generation != self.state.generation {
-            return None;
-        }
-        let Way::Port(adjacency) = Way::of(hit.next_hop()) else { return None };
-        let link = self.state.neighbours.resolved(adjacency)?;
-        self.fits(packet, headers, origin, link.mtu).ok()?;
-        self.see_received(packet, headers, origin);
-        self.observer.see(Event::FlowHit { direction: hit.direction() });
-        self.translate(packet, headers, origin, &hit.rewrite());
-        self.address(packet, &link);
-        Some(link.port)
-    }
-
     #[inline]
     fn see_received(&mut self, packet: &Packet, headers: &Headers<A>, origin: Origin) {
         self.observer.see(Event::Received {
@@ -471,15 +450,14 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Any packet of the family.
     #[inline(never)]
     fn packet(&mut self, packet: Packet, headers: &Headers<A>, lookup: Lookup) {
-        let Some(port) = self.ports.get(packet.port) else {
+        let Some(Ingress { link_address, origin }) = self.ports.ingress(packet.port) else {
             return self.drop(packet, Reason::PortDown);
         };
-        let origin = origin(port);
         self.see_received(&packet, headers, origin);
         let addressed = ethernet::destination(packet.head());
         // What the host sends has whatever link address its routes made it write, but no group's: that came
         // from no route of Pollux's, and would only go back to the host.
-        if addressed != port.link_address && (origin != Origin::Host || addressed.is_group()) {
+        if addressed != link_address && (origin != Origin::Host || addressed.is_group()) {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
         }
         if !headers.is_trackable() {

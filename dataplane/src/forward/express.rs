@@ -1,0 +1,86 @@
+//! The common case in one piece: a plain packet of a settled connection whose next hop stands and is known. It is
+//! changed where it is and moved once. Everything else, and everything in doubt, is left to
+//! [`Pass::packet`], which would do the same with such a packet: this asks the same questions of the same tables.
+
+use super::established::Way;
+use super::observe::{Event, Observer};
+use super::{Forwarder, Lookup, Output, plain_key};
+use crate::flow;
+use crate::nat::Ttl;
+use crate::packet::parse::{Parsed, parse};
+use crate::packet::plain::{Plain, View};
+use crate::packet::{Packet, PortId};
+use crate::service::Origin;
+use crate::time::Instant;
+
+impl Forwarder {
+    /// Changes the packet and says where it goes; or nothing, and then nothing has been done.
+    #[inline(always)]
+    pub(super) fn express<T: Observer>(
+        &self,
+        packet: &mut Packet,
+        plain: &Plain,
+        lookup: Lookup,
+        now: Instant,
+        observer: &mut T,
+    ) -> Option<PortId> {
+        let Lookup::Probed(Some(candidate)) = lookup else { return None };
+        self.tables.v4.as_ref()?;
+        let (port, checksum) = (packet.port, packet.offload.checksum);
+        let ingress = self.tables.ports.ingress(port)?;
+        let mut view = View::of(packet);
+        if view.link_destination() != ingress.link_address {
+            return None;
+        }
+        let key = plain_key(plain);
+        let hit = self.v4.flows.find(candidate, &key)?;
+        if !hit.is_settled(flow::Event::Other, now.into()) || hit.next_hop().generation != self.v4.generation
+        {
+            return None;
+        }
+        let Way::Port(adjacency) = Way::of(hit.next_hop()) else { return None };
+        let link = self.v4.neighbours.resolved(adjacency)?;
+        let ttl = if ingress.origin == Origin::Host { Ttl::Keep } else { Ttl::Decrement };
+        if u32::from(plain.packet_len) > link.mtu || (ttl == Ttl::Decrement && view.ttl() <= 1) {
+            return None;
+        }
+        observer.see(Event::Received {
+            port,
+            origin: ingress.origin,
+            source: key.source.into(),
+            source_port: key.source_port,
+            destination: key.destination.into(),
+            destination_port: key.destination_port,
+            protocol: key.protocol,
+        });
+        observer.see(Event::FlowHit { direction: hit.direction() });
+        hit.rewrite().apply_plain(&mut view, plain.protocol, ttl, checksum);
+        view.set_link(link.source, link.destination);
+        observer.see(Event::Sent {
+            port: link.port,
+            link_source: link.source,
+            link_destination: link.destination,
+        });
+        Some(link.port)
+    }
+
+    /// A plain packet that was left: parsed and forwarded as any other.
+    #[inline(never)]
+    pub(super) fn in_full<O: Output, T: Observer>(
+        &mut self,
+        mut packet: Packet,
+        lookup: Lookup,
+        now: Instant,
+        out: &mut O,
+        observer: &mut T,
+    ) {
+        match parse(&mut packet) {
+            Ok(Parsed::V4(headers)) => match self.pass_v4(now, out, observer) {
+                Some(mut pass) => pass.packet(packet, &headers, lookup),
+                None => self.foreign(packet, &Parsed::V4(headers), now, out, observer),
+            },
+            Ok(other) => self.foreign(packet, &other, now, out, observer),
+            Err(reason) => self.core.drop(packet, reason, observer),
+        }
+    }
+}
