@@ -161,7 +161,7 @@ pub struct PortInfo {
 
 /// What the packets of a port are measured by: the part of [`PortInfo`] that the fast path reads, in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(align(8))]
+#[repr(C, align(8))]
 pub(crate) struct Ingress {
     /// [`PortInfo::link_address`].
     pub(crate) link_address: LinkAddr,

@@ -1,17 +1,36 @@
 //! The common case in one piece: a plain packet of a settled connection whose next hop stands and is known. It is
 //! changed where it is and moved once. Everything else, and everything in doubt, is left to
-//! [`Pass::packet`], which would do the same with such a packet: this asks the same questions of the same tables.
+//! [`Pass::packet`](super::Pass::packet), which would do the same with such a packet: this asks the same
+//! questions of the same tables.
 
 use super::established::Way;
 use super::observe::{Event, Observer};
-use super::{Forwarder, Lookup, Output, plain_key};
-use crate::flow;
+use super::{Forwarder, Lookup, Output};
+use crate::flow::{self, FlowTable, PackedKey};
 use crate::nat::Ttl;
 use crate::packet::parse::{Parsed, parse};
 use crate::packet::plain::{Plain, View};
-use crate::packet::{Packet, PortId};
+use crate::packet::{Packet, PortId, V4};
 use crate::service::Origin;
 use crate::time::Instant;
+
+/// What is known of a plain packet before its turn comes.
+pub(super) struct Express {
+    pub(super) lookup: Lookup,
+    key: PackedKey,
+    /// Length of the IP packet in bytes.
+    packet_len: u16,
+}
+
+impl Express {
+    /// Hashes the packet's tuple and asks for its bucket.
+    #[inline(always)]
+    pub(super) fn begin(flows: &FlowTable<V4>, plain: &Plain) -> Express {
+        let key = PackedKey::new(plain.addresses, plain.ports, plain.protocol);
+        let lookup = Lookup::begin(flows, flows.hash_packed(key));
+        Express { lookup, key, packet_len: plain.packet_len }
+    }
+}
 
 impl Forwarder {
     /// Changes the packet and says where it goes; or nothing, and then nothing has been done.
@@ -19,21 +38,19 @@ impl Forwarder {
     pub(super) fn express<T: Observer>(
         &self,
         packet: &mut Packet,
-        plain: &Plain,
-        lookup: Lookup,
+        plain: &Express,
         now: Instant,
         observer: &mut T,
     ) -> Option<PortId> {
-        let Lookup::Probed(Some(candidate)) = lookup else { return None };
+        let candidate = plain.lookup.candidate?;
         self.tables.v4.as_ref()?;
-        let (port, checksum) = (packet.port, packet.offload.checksum);
+        let port = packet.port;
         let ingress = self.tables.ports.ingress(port)?;
         let mut view = View::of(packet);
         if view.link_destination() != ingress.link_address {
             return None;
         }
-        let key = plain_key(plain);
-        let hit = self.v4.flows.find(candidate, &key)?;
+        let hit = self.v4.flows.find_packed(candidate, plain.key)?;
         if !hit.is_settled(flow::Event::Other, now.into()) || hit.next_hop().generation != self.v4.generation
         {
             return None;
@@ -44,6 +61,7 @@ impl Forwarder {
         if u32::from(plain.packet_len) > link.mtu || (ttl == Ttl::Decrement && view.ttl() <= 1) {
             return None;
         }
+        let key = plain.key.unpack();
         observer.see(Event::Received {
             port,
             origin: ingress.origin,
@@ -54,13 +72,10 @@ impl Forwarder {
             protocol: key.protocol,
         });
         observer.see(Event::FlowHit { direction: hit.direction() });
-        hit.rewrite().apply_plain(&mut view, plain.protocol, ttl, checksum);
+        hit.rewrite().apply_plain(&mut view, ttl);
         view.set_link(link.source, link.destination);
-        observer.see(Event::Sent {
-            port: link.port,
-            link_source: link.source,
-            link_destination: link.destination,
-        });
+        let (link_source, link_destination) = (link.source, link.destination);
+        observer.see(Event::Sent { port: link.port, link_source, link_destination });
         Some(link.port)
     }
 
@@ -69,14 +84,14 @@ impl Forwarder {
     pub(super) fn in_full<O: Output, T: Observer>(
         &mut self,
         mut packet: Packet,
-        lookup: Lookup,
+        plain: &Express,
         now: Instant,
         out: &mut O,
         observer: &mut T,
     ) {
         match parse(&mut packet) {
             Ok(Parsed::V4(headers)) => match self.pass_v4(now, out, observer) {
-                Some(mut pass) => pass.packet(packet, &headers, lookup),
+                Some(mut pass) => pass.packet(packet, &headers, plain.lookup.candidate),
                 None => self.foreign(packet, &Parsed::V4(headers), now, out, observer),
             },
             Ok(other) => self.foreign(packet, &other, now, out, observer),

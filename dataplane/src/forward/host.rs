@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::established::Way;
 use super::new::{Refusal, martian};
 use super::observe::{Event, Observer};
-use super::{Core, Forwarder, Lookup, Output, Pass};
+use super::{Core, Forwarder, Output, Pass};
 use crate::flow::Direction;
 use crate::nat::Rewrite;
 use crate::packet::arp::{self, Arp, Operation};
@@ -268,7 +268,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         let known = self.state.flows.lookup(&super::key(&headers)).filter(|_| headers.is_trackable());
         match known {
             Some(hit) => self.forward_hit(packet, &headers, ingress.origin, &hit),
-            None => self.packet(packet, &headers, Lookup::Probed(None)),
+            None => self.packet(packet, &headers, None),
         }
     }
 

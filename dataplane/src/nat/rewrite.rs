@@ -5,8 +5,8 @@
 
 use crate::packet::checksum::{Delta, Sum};
 use crate::packet::parse::{FragmentKind, Headers, IcmpClass};
-use crate::packet::plain::{self, View};
-use crate::packet::{ChecksumState, Family, Packet, Protocol, V4};
+use crate::packet::plain::View;
+use crate::packet::{Family, Packet, Protocol, V4};
 use crate::packet::{crc32c, icmp, ip, transport};
 
 /// What becomes of the packets of one direction of a connection. Ports are in host order.
@@ -206,13 +206,7 @@ impl Rewrite<V4> {
     /// [`decrement_ttl`] and [`apply`](Rewrite::apply) in one, for a plain packet whose TTL is not 0. Nothing is
     /// asked about a rewrite that changes nothing: its deltas leave every field as it is.
     #[inline(always)]
-    pub(crate) fn apply_plain(
-        &self,
-        view: &mut View<'_>,
-        protocol: Protocol,
-        ttl: Ttl,
-        checksum: ChecksumState,
-    ) {
+    pub(crate) fn apply_plain(&self, view: &mut View<'_>, ttl: Ttl) {
         let aging = match ttl {
             Ttl::Decrement => {
                 view.set_ttl(view.ttl().wrapping_sub(1));
@@ -223,8 +217,8 @@ impl Rewrite<V4> {
         view.update_ip_checksum(|field| self.ip_delta.apply_with(aging, field));
         view.set_addresses(self.source, self.destination);
         view.set_ports(self.source_port, self.destination_port);
-        let partial = plain::is_partial(checksum);
-        if protocol == Protocol::TCP {
+        let partial = view.is_partial();
+        if view.protocol() == Protocol::TCP {
             view.update_tcp_checksum(|field| {
                 if partial { self.ip_delta.apply_to_sum(field) } else { self.transport_delta.apply(field) }
             });

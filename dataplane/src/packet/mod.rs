@@ -178,8 +178,14 @@ impl Packet {
     /// As [`head`](Packet::head), to write.
     #[inline(always)]
     pub fn head_mut(&mut self) -> &mut [u8] {
+        self.head_and_offload().0
+    }
+
+    /// [`head_mut`](Packet::head_mut), and what the sender left to the device.
+    #[inline(always)]
+    pub(crate) fn head_and_offload(&mut self) -> (&mut [u8], &Offload) {
         let start = usize::from(self.start);
-        &mut self.head.bytes_mut()[start..start + usize::from(self.head_len)]
+        (&mut self.head.bytes_mut()[start..start + usize::from(self.head_len)], &self.offload)
     }
 
     /// The frame's bytes chunk by chunk, in order.

@@ -11,7 +11,7 @@ use super::checksum::Sum;
 use super::ethernet;
 use super::ip::{self, V4_LEN};
 use super::transport::{self, TCP_LEN, TcpFlags, UDP_LEN};
-use super::{ChecksumState, Family, LinkAddr, Packet, Protocol, V4};
+use super::{ChecksumState, Family, LinkAddr, Offload, Packet, Protocol, V4};
 
 const L3: usize = ethernet::LEN;
 const L4: usize = L3 + V4_LEN;
@@ -22,7 +22,10 @@ const LEN: usize = L4 + TCP_LEN;
 type Bytes = [u8; LEN];
 
 /// The headers of a plain packet, to be changed.
-pub(crate) struct View<'a>(&'a mut Bytes);
+pub(crate) struct View<'a> {
+    bytes: &'a mut Bytes,
+    offload: &'a Offload,
+}
 
 /// What the forwarder needs to know of a plain packet, as read once. Numbers are in host order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,71 +102,78 @@ impl<'a> View<'a> {
     /// When the packet is no longer as it was read.
     #[inline(always)]
     pub(crate) fn of(packet: &'a mut Packet) -> View<'a> {
-        View(packet.head_mut().first_chunk_mut().expect("a plain packet has a view"))
+        let (head, offload) = packet.head_and_offload();
+        View { bytes: head.first_chunk_mut().expect("a plain packet has a view"), offload }
     }
 
     /// Whom the frame is for.
     #[inline(always)]
     pub(crate) fn link_destination(&self) -> LinkAddr {
-        LinkAddr(field(self.0, 0))
+        LinkAddr(field(self.bytes, 0))
     }
 
     /// Writes the link addresses of the next hop's link.
     #[inline(always)]
     pub(crate) fn set_link(&mut self, source: LinkAddr, destination: LinkAddr) {
-        set(self.0, 0, destination.0);
-        set(self.0, 6, source.0);
+        set(self.bytes, 0, destination.0);
+        set(self.bytes, 6, source.0);
+    }
+
+    /// Whether the packet's own transport checksum is a partial one.
+    #[inline(always)]
+    pub(crate) fn is_partial(&self) -> bool {
+        matches!(self.offload.checksum, ChecksumState::Partial { start, .. } if usize::from(start) == L4)
+    }
+
+    /// TCP or UDP.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> Protocol {
+        Protocol(self.bytes[L3 + ip::field::V4_PROTOCOL])
     }
 
     /// Time to live.
     #[inline(always)]
     pub(crate) fn ttl(&self) -> u8 {
-        self.0[L3 + ip::field::V4_TTL]
+        self.bytes[L3 + ip::field::V4_TTL]
     }
 
     /// Writes the time to live. The header checksum is the caller's.
     #[inline(always)]
     pub(crate) fn set_ttl(&mut self, ttl: u8) {
-        self.0[L3 + ip::field::V4_TTL] = ttl;
+        self.bytes[L3 + ip::field::V4_TTL] = ttl;
     }
 
     /// Writes both addresses. The checksums are the caller's.
     #[inline(always)]
     pub(crate) fn set_addresses(&mut self, source: Ipv4Addr, destination: Ipv4Addr) {
         let addresses = u64::from(source.to_bits()) << 32 | u64::from(destination.to_bits());
-        set(self.0, L3 + ip::field::V4_ADDRESSES, addresses.to_be_bytes());
+        set(self.bytes, L3 + ip::field::V4_ADDRESSES, addresses.to_be_bytes());
     }
 
     /// Writes both ports. The checksum is the caller's.
     #[inline(always)]
     pub(crate) fn set_ports(&mut self, source: u16, destination: u16) {
         let ports = u32::from(source) << 16 | u32::from(destination);
-        set(self.0, L4, ports.to_be_bytes());
+        set(self.bytes, L4, ports.to_be_bytes());
     }
 
     /// Changes the header checksum.
     #[inline(always)]
     pub(crate) fn update_ip_checksum(&mut self, change: impl FnOnce(u16) -> u16) {
-        update(self.0, L3 + ip::field::V4_CHECKSUM, change);
+        update(self.bytes, L3 + ip::field::V4_CHECKSUM, change);
     }
 
     /// Changes the transport checksum.
     #[inline(always)]
     pub(crate) fn update_tcp_checksum(&mut self, change: impl FnOnce(u16) -> u16) {
-        update(self.0, L4 + transport::field::TCP_CHECKSUM, change);
+        update(self.bytes, L4 + transport::field::TCP_CHECKSUM, change);
     }
 
     /// Changes the transport checksum.
     #[inline(always)]
     pub(crate) fn update_udp_checksum(&mut self, change: impl FnOnce(u16) -> u16) {
-        update(self.0, L4 + transport::field::UDP_CHECKSUM, change);
+        update(self.bytes, L4 + transport::field::UDP_CHECKSUM, change);
     }
-}
-
-/// Whether a plain packet with this mark has a partial checksum in its own transport header.
-#[inline(always)]
-pub(crate) fn is_partial(checksum: ChecksumState) -> bool {
-    matches!(checksum, ChecksumState::Partial { start, .. } if usize::from(start) == L4)
 }
 
 /// Ethernet type, version 4 and a header of five words.
