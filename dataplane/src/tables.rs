@@ -159,12 +159,11 @@ pub struct PortInfo {
     pub proxy_arp: ProxyArp,
 }
 
-/// What the packets of a port are measured by: the part of [`PortInfo`] that the fast path reads, in one word.
+/// What the packets of a port are measured by: the part of [`PortInfo`] that the fast path reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C, align(8))]
 pub(crate) struct Ingress {
-    /// [`PortInfo::link_address`].
-    pub(crate) link_address: LinkAddr,
+    /// [`PortInfo::link_address`], as a number ([`LinkAddr::bits`]): that compares in one instruction.
+    pub(crate) link_address: u64,
     /// What the packets are to the Service tables.
     pub(crate) origin: Origin,
 }
@@ -176,7 +175,7 @@ impl Ingress {
             (_, Detected::Pod) => Origin::PodPort,
             (_, Detected::Other) => Origin::Port,
         };
-        Ingress { link_address: port.link_address, origin }
+        Ingress { link_address: port.link_address.bits(), origin }
     }
 }
 

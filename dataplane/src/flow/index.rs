@@ -166,7 +166,8 @@ impl Index {
 /// The signature of a hash: bits that do not choose the bucket, and not 0.
 #[inline]
 fn signature(hash: Hash) -> u16 {
-    ((hash.0 >> 48) as u16).max(1)
+    let bits = (hash.0 >> 48) as u16;
+    bits + u16::from(bits == 0)
 }
 
 /// The top bit of every 16-bit lane of `word` that equals the lane of `pattern`; exact.

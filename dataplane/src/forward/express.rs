@@ -2,13 +2,14 @@
 //! changed where it is and moved once. Everything else, and everything in doubt, is left to
 //! [`Pass::packet`](super::Pass::packet), which would do the same with such a packet: this asks the same
 //! questions of the same tables.
+//!
+//! A packet is plain only while IPv4 has tables, which do not change within a burst.
 
 use super::established::Way;
 use super::observe::{Event, Observer};
-use super::{Forwarder, Lookup, Output};
+use super::{Forwarder, Lookup};
 use crate::flow::{self, FlowTable, PackedKey};
 use crate::nat::Ttl;
-use crate::packet::parse::{Parsed, parse};
 use crate::packet::plain::{Plain, View};
 use crate::packet::{Packet, PortId, V4};
 use crate::service::Origin;
@@ -43,7 +44,6 @@ impl Forwarder {
         observer: &mut T,
     ) -> Option<PortId> {
         let candidate = plain.lookup.candidate?;
-        self.tables.v4.as_ref()?;
         let port = packet.port;
         let ingress = self.tables.ports.ingress(port)?;
         let mut view = View::of(packet);
@@ -77,25 +77,5 @@ impl Forwarder {
         let (link_source, link_destination) = (link.source, link.destination);
         observer.see(Event::Sent { port: link.port, link_source, link_destination });
         Some(link.port)
-    }
-
-    /// A plain packet that was left: parsed and forwarded as any other.
-    #[inline(never)]
-    pub(super) fn in_full<O: Output, T: Observer>(
-        &mut self,
-        mut packet: Packet,
-        plain: &Express,
-        now: Instant,
-        out: &mut O,
-        observer: &mut T,
-    ) {
-        match parse(&mut packet) {
-            Ok(Parsed::V4(headers)) => match self.pass_v4(now, out, observer) {
-                Some(mut pass) => pass.packet(packet, &headers, plain.lookup.candidate),
-                None => self.foreign(packet, &Parsed::V4(headers), now, out, observer),
-            },
-            Ok(other) => self.foreign(packet, &other, now, out, observer),
-            Err(reason) => self.core.drop(packet, reason, observer),
-        }
     }
 }

@@ -213,34 +213,35 @@ impl Forwarder {
         observer: &mut T,
     ) {
         let mut classes: ArrayVec<Class, BURST> = ArrayVec::new();
+        let v4 = self.tables.v4.is_some();
         for packet in burst.iter_mut() {
-            self.classify(packet, &mut classes);
+            // What is plain goes from its reader straight to its place: a value that may be of several kinds is
+            // put together field by field, which costs more than parsing.
+            match Plain::read(packet) {
+                Some(plain) if v4 => classes.push(Class::Plain(Express::begin(&self.v4.flows, &plain))),
+                _ => classes.push(self.classify(packet)),
+            }
         }
         for class in &mut classes {
+            if let Class::Plain(plain) = class {
+                plain.lookup.probe(&self.v4.flows);
+                continue;
+            }
             match class {
-                Class::Plain(Express { lookup, .. }) | Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
+                Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
                 Class::V6(_, lookup) => lookup.probe(&self.v6.flows),
-                Class::Foreign(_) | Class::Malformed(_) => {}
+                Class::Plain(_) | Class::Foreign(_) | Class::Malformed(_) => {}
             }
         }
         let mut packets = burst.drain(..);
         for class in &classes {
             let Some(mut packet) = packets.next() else { break };
-            match class {
-                Class::Plain(plain) => match self.express(&mut packet, plain, now, observer) {
-                    Some(port) => out.send(port, packet),
-                    None => self.in_full(packet, plain, now, out, observer),
-                },
-                Class::V4(headers, lookup) => match self.pass_v4(now, out, observer) {
-                    Some(mut pass) => pass.packet(packet, headers, lookup.candidate),
-                    None => self.foreign(packet, &Parsed::V4(*headers), now, out, observer),
-                },
-                Class::V6(headers, lookup) => match self.pass_v6(now, out, observer) {
-                    Some(mut pass) => pass.packet(packet, headers, lookup.candidate),
-                    None => self.foreign(packet, &Parsed::V6(*headers), now, out, observer),
-                },
-                Class::Foreign(parsed) => self.foreign(packet, parsed, now, out, observer),
-                Class::Malformed(reason) => self.core.drop(packet, *reason, observer),
+            if let Class::Plain(plain) = class
+                && let Some(port) = self.express(&mut packet, plain, now, observer)
+            {
+                out.send(port, packet);
+            } else {
+                self.in_full(packet, class, now, out, observer);
             }
         }
         self.count_held();
@@ -273,19 +274,42 @@ impl Forwarder {
         self.core.stats.held = (self.v4.neighbours.held() + self.v6.neighbours.held()) as u64;
     }
 
-    /// What is plain goes from its reader straight to its place: a value that may be of several kinds is put
-    /// together field by field, which costs more than parsing.
-    #[inline(always)]
-    fn classify(&self, packet: &mut Packet, classes: &mut ArrayVec<Class, BURST>) {
-        if let Some(plain) = Plain::read(packet) {
-            classes.push(Class::Plain(Express::begin(&self.v4.flows, &plain)));
-        } else {
-            classes.push(self.classify_other(packet));
+    /// A packet that is not in the common case. Out of line: the registers that this needs are those that the
+    /// common case has to itself then.
+    #[inline(never)]
+    fn in_full<O: Output, T: Observer>(
+        &mut self,
+        mut packet: Packet,
+        class: &Class,
+        now: Instant,
+        out: &mut O,
+        observer: &mut T,
+    ) {
+        match class {
+            Class::Plain(plain) => match parse(&mut packet) {
+                Ok(Parsed::V4(headers)) => {
+                    let class = Class::V4(headers, plain.lookup);
+                    self.in_full(packet, &class, now, out, observer);
+                }
+                Ok(other) => self.foreign(packet, &other, now, out, observer),
+                Err(reason) => self.core.drop(packet, reason, observer),
+            },
+            Class::V4(headers, lookup) => match self.pass_v4(now, out, observer) {
+                Some(mut pass) => pass.packet(packet, headers, lookup.candidate),
+                None => self.foreign(packet, &Parsed::V4(*headers), now, out, observer),
+            },
+            Class::V6(headers, lookup) => match self.pass_v6(now, out, observer) {
+                Some(mut pass) => pass.packet(packet, headers, lookup.candidate),
+                None => self.foreign(packet, &Parsed::V6(*headers), now, out, observer),
+            },
+            Class::Foreign(parsed) => self.foreign(packet, parsed, now, out, observer),
+            Class::Malformed(reason) => self.core.drop(packet, *reason, observer),
         }
     }
 
+    /// The class of a packet that is not plain.
     #[inline(never)]
-    fn classify_other(&self, packet: &mut Packet) -> Class {
+    fn classify(&self, packet: &mut Packet) -> Class {
         match parse(packet) {
             Ok(Parsed::V4(headers)) => {
                 let hash = self.v4.flows.hash(&key(&headers));
@@ -446,7 +470,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         let addressed = ethernet::destination(packet.head());
         // What the host sends has whatever link address its routes made it write, but no group's: that came
         // from no route of Pollux's, and would only go back to the host.
-        if addressed != link_address && (origin != Origin::Host || addressed.is_group()) {
+        if addressed.bits() != link_address && (origin != Origin::Host || addressed.is_group()) {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
         }
         if !headers.is_trackable() {

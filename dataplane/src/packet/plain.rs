@@ -106,10 +106,10 @@ impl<'a> View<'a> {
         View { bytes: head.first_chunk_mut().expect("a plain packet has a view"), offload }
     }
 
-    /// Whom the frame is for.
+    /// Whom the frame is for, as [`LinkAddr::bits`].
     #[inline(always)]
-    pub(crate) fn link_destination(&self) -> LinkAddr {
-        LinkAddr(field(self.bytes, 0))
+    pub(crate) fn link_destination(&self) -> u64 {
+        u64::from_be_bytes(field(self.bytes, 0)) >> 16
     }
 
     /// Writes the link addresses of the next hop's link.

@@ -102,7 +102,10 @@ impl Record {
     #[inline]
     pub(super) fn use_by(&self, id: AdjacencyId) -> Option<Link> {
         let word = self.word.load(Relaxed);
-        if word & GENERATION != id.generation() || word >> STATE_SHIFT & 7 < FIRST_USABLE {
+        if word & GENERATION != id.generation() {
+            return None;
+        }
+        if word >> STATE_SHIFT & 7 < FIRST_USABLE {
             return None;
         }
         // Mostly set already: do not take the line away from other readers.
