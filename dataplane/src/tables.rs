@@ -163,7 +163,7 @@ pub struct PortInfo {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ingress {
     /// [`PortInfo::link_address`], as a number ([`LinkAddr::bits`]): that compares in one instruction.
-    pub(crate) link_address: u64,
+    link_address: u64,
     /// What the packets are to the Service tables.
     pub(crate) origin: Origin,
 }
@@ -176,6 +176,15 @@ impl Ingress {
             (_, Detected::Other) => Origin::Port,
         };
         Ingress { link_address: port.link_address.bits(), origin }
+    }
+
+    /// Whether a frame with this link destination ([`LinkAddr::bits`]) is for Pollux. What the host sends has
+    /// whatever link address its routes made it write, but no group's: that came from no route of Pollux's,
+    /// and would only go back to the host.
+    #[inline(always)]
+    pub(crate) fn takes(self, destination: u64) -> bool {
+        destination == self.link_address
+            || (self.origin == Origin::Host && !LinkAddr::from_bits(destination).is_group())
     }
 }
 

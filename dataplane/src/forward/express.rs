@@ -46,8 +46,8 @@ impl Forwarder {
         let candidate = plain.lookup.candidate?;
         let port = packet.port;
         let ingress = self.tables.ports.ingress(port)?;
-        let mut view = View::of(packet);
-        if view.link_destination() != ingress.link_address {
+        let mut view = View::of(packet)?;
+        if !ingress.takes(view.link_destination()) {
             return None;
         }
         let hit = self.v4.flows.find_packed(candidate, plain.key)?;

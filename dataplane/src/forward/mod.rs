@@ -37,7 +37,7 @@ use crate::pool::Pool;
 use crate::route::{NeighbourEvent, Neighbours};
 use crate::service::Origin;
 use crate::stats::{Reason, Stats};
-use crate::tables::{FamilyTables, Ingress, Masquerade, Ports, Tables};
+use crate::tables::{FamilyTables, Masquerade, Ports, Tables};
 use crate::time::Instant;
 use express::Express;
 pub use host::HOST_SIDE;
@@ -463,14 +463,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Any packet of the family.
     #[inline(never)]
     fn packet(&mut self, packet: Packet, headers: &Headers<A>, candidate: Option<Candidate>) {
-        let Some(Ingress { link_address, origin }) = self.ports.ingress(packet.port) else {
+        let Some(ingress) = self.ports.ingress(packet.port) else {
             return self.drop(packet, Reason::PortDown);
         };
+        let origin = ingress.origin;
         self.see_received(&packet, headers, origin);
-        let addressed = ethernet::destination(packet.head());
-        // What the host sends has whatever link address its routes made it write, but no group's: that came
-        // from no route of Pollux's, and would only go back to the host.
-        if addressed.bits() != link_address && (origin != Origin::Host || addressed.is_group()) {
+        if !ingress.takes(ethernet::destination(packet.head()).bits()) {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
         }
         if !headers.is_trackable() {

@@ -259,6 +259,13 @@ impl LinkAddr {
         u64::from_be_bytes([0, 0, a, b, c, d, e, f])
     }
 
+    /// The address whose [`bits`](LinkAddr::bits) these are.
+    #[inline]
+    pub(crate) fn from_bits(bits: u64) -> LinkAddr {
+        let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
+        LinkAddr([a, b, c, d, e, f])
+    }
+
     /// Whether the group bit is set: multicast or broadcast.
     pub fn is_group(self) -> bool {
         self.0[0] & 1 != 0

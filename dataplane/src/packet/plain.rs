@@ -16,7 +16,7 @@ use super::{ChecksumState, Family, LinkAddr, Offload, Packet, Protocol, V4};
 const L3: usize = ethernet::LEN;
 const L4: usize = L3 + V4_LEN;
 
-/// Bytes of the view: up to the end of a TCP header without options. A datagram that ends before has no view.
+/// Bytes of the view: up to the end of a TCP header without options. A datagram that ends before is not plain.
 const LEN: usize = L4 + TCP_LEN;
 
 type Bytes = [u8; LEN];
@@ -74,7 +74,7 @@ impl Plain {
                 if len < UDP_LEN || L4 + len > end {
                     return None;
                 }
-                L4 + UDP_LEN
+                LEN
             }
             _ => return None,
         };
@@ -96,14 +96,11 @@ impl Plain {
 }
 
 impl<'a> View<'a> {
-    /// The headers of a packet that [`Plain::read`] has read.
-    ///
-    /// # Panics
-    /// When the packet is no longer as it was read.
+    /// The headers of a packet that [`Plain::read`] has read. Nothing when it has been cut short since.
     #[inline(always)]
-    pub(crate) fn of(packet: &'a mut Packet) -> View<'a> {
+    pub(crate) fn of(packet: &'a mut Packet) -> Option<View<'a>> {
         let (head, offload) = packet.head_and_offload();
-        View { bytes: head.first_chunk_mut().expect("a plain packet has a view"), offload }
+        Some(View { bytes: head.first_chunk_mut()?, offload })
     }
 
     /// Whom the frame is for, as [`LinkAddr::bits`].
