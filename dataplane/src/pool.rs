@@ -194,15 +194,24 @@ impl Drop for Buffer {
 
 /// The chunks of a super-frame behind its first one, in order. The links lie beside the pool's memory, so
 /// a chain of any length costs its owner eight bytes.
-#[derive(Default)]
 pub(crate) struct Chain {
-    /// First and last chunk.
-    ends: Option<(u32, u32)>,
+    /// [`NONE`] when the chain is empty. A number and not an option: packets are moved, and each byte counts.
+    first: u32,
+    /// Of no meaning when the chain is empty.
+    last: u32,
+}
+
+impl Default for Chain {
+    #[inline]
+    fn default() -> Chain {
+        Chain { first: NONE, last: NONE }
+    }
 }
 
 impl Chain {
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.ends.is_none()
+        self.first == NONE
     }
 
     /// Appends `bytes`, filling the last chunk first. Says how many bytes fitted before the pool ran dry.
@@ -239,15 +248,15 @@ impl Chain {
 
     /// The last chunk if it is not full, otherwise a new one behind it. Nothing when the pool is empty.
     fn last_with_room(&mut self, pool: &'static Pool) -> Option<std::mem::ManuallyDrop<Buffer>> {
-        match self.ends {
-            Some((_, last)) if self.view(pool, last).segment().room() > 0 => Some(self.view(pool, last)),
-            _ => pool.allocate().map(|buffer| self.append(pool, buffer)),
+        if !self.is_empty() && self.view(pool, self.last).segment().room() > 0 {
+            return Some(self.view(pool, self.last));
         }
+        pool.allocate().map(|buffer| self.append(pool, buffer))
     }
 
     /// The filled parts, in order.
     pub(crate) fn segments(&self, pool: &'static Pool) -> impl Iterator<Item = &[u8]> {
-        let mut next = self.ends.map_or(NONE, |(first, _)| first);
+        let mut next = self.first;
         std::iter::from_fn(move || {
             if next == NONE {
                 return None;
@@ -267,7 +276,7 @@ impl Chain {
 
     /// As [`segments`](Chain::segments), to write.
     pub(crate) fn segments_mut(&mut self, pool: &'static Pool) -> impl Iterator<Item = &mut [u8]> {
-        let mut next = self.ends.map_or(NONE, |(first, _)| first);
+        let mut next = self.first;
         std::iter::from_fn(move || {
             if next == NONE {
                 return None;
@@ -288,9 +297,8 @@ impl Chain {
 
     /// Keeps the first `len` bytes and returns the other chunks to the pool.
     pub(crate) fn truncate(&mut self, pool: &'static Pool, mut len: usize) {
-        let Some((first, _)) = self.ends else { return };
-        let mut at = first;
-        let mut kept = None;
+        let mut at = self.first;
+        let mut kept = Chain::default();
         while at != NONE {
             let mut view = self.view(pool, at);
             let segment = view.segment();
@@ -302,25 +310,24 @@ impl Chain {
                 len -= take;
                 let next = if len == 0 { NONE } else { next };
                 view.set_segment(Segment { len: take as u16, next, ..segment });
-                kept = Some((first, at));
+                kept = Chain { first: self.first, last: at };
             }
             at = next;
         }
-        self.ends = kept;
+        *self = kept;
     }
 
     fn append(&mut self, pool: &'static Pool, mut buffer: Buffer) -> std::mem::ManuallyDrop<Buffer> {
         buffer.set_segment(Segment::EMPTY);
         let index = buffer.index;
-        self.ends = Some(match self.ends {
-            None => (index, index),
-            Some((first, last)) => {
-                let mut last = self.view(pool, last);
-                let segment = last.segment();
-                last.set_segment(Segment { next: index, ..segment });
-                (first, index)
-            }
-        });
+        if self.is_empty() {
+            self.first = index;
+        } else {
+            let mut last = self.view(pool, self.last);
+            let segment = last.segment();
+            last.set_segment(Segment { next: index, ..segment });
+        }
+        self.last = index;
         std::mem::ManuallyDrop::new(buffer)
     }
 

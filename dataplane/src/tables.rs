@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::packet::{Family, LinkAddr, PortId, Prefix, V4, V6};
 use crate::route::{Fib, Interfaces};
-use crate::service::Services;
+use crate::service::{Origin, Services};
 
 /// Everything the forwarder reads.
 #[derive(Debug, Default)]
@@ -81,6 +81,8 @@ impl<A: Family> Default for Routing<A> {
 #[derive(Clone, Debug, Default)]
 pub struct Ports {
     list: Vec<PortInfo>,
+    /// By port: what every packet from it asks.
+    ingress: Vec<Ingress>,
     host: Option<PortId>,
 }
 
@@ -92,13 +94,20 @@ impl Ports {
     pub fn new(list: Vec<PortInfo>) -> Ports {
         assert!(list.len() <= PortId::MAX, "more than {} ports", PortId::MAX);
         let host = list.iter().position(|port| port.role == Role::Host).map(|at| PortId(at as u16));
-        Ports { list, host }
+        let ingress = list.iter().map(Ingress::of).collect();
+        Ports { list, ingress, host }
     }
 
     /// A port, if there is one of that number.
     #[inline]
     pub fn get(&self, id: PortId) -> Option<&PortInfo> {
         self.list.get(id.index())
+    }
+
+    /// What every packet from a port asks, if there is one of that number.
+    #[inline]
+    pub(crate) fn ingress(&self, id: PortId) -> Option<Ingress> {
+        self.ingress.get(id.index()).copied()
     }
 
     /// The port that leads to the node's own stack.
@@ -148,6 +157,35 @@ pub struct PortInfo {
     pub sharing: Sharing,
     /// NB-01: whether every ARP request is answered.
     pub proxy_arp: ProxyArp,
+}
+
+/// What the packets of a port are measured by: the part of [`PortInfo`] that the fast path reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ingress {
+    /// [`PortInfo::link_address`], as a number ([`LinkAddr::bits`]): that compares in one instruction.
+    link_address: u64,
+    /// What the packets are to the Service tables.
+    pub(crate) origin: Origin,
+}
+
+impl Ingress {
+    fn of(port: &PortInfo) -> Ingress {
+        let origin = match (port.role, port.detected) {
+            (Role::Host, _) => Origin::Host,
+            (_, Detected::Pod) => Origin::PodPort,
+            (_, Detected::Other) => Origin::Port,
+        };
+        Ingress { link_address: port.link_address.bits(), origin }
+    }
+
+    /// Whether a frame with this link destination ([`LinkAddr::bits`]) is for Pollux. What the host sends has
+    /// whatever link address its routes made it write, but no group's: that came from no route of Pollux's,
+    /// and would only go back to the host.
+    #[inline(always)]
+    pub(crate) fn takes(self, destination: u64) -> bool {
+        destination == self.link_address
+            || (self.origin == Origin::Host && !LinkAddr::from_bits(destination).is_group())
+    }
 }
 
 /// What a port leads to.

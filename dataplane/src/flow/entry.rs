@@ -103,9 +103,8 @@ impl<A: Family> Entries<A> {
     /// The words of an entry. For IPv4 only the first eight are its own.
     #[inline]
     pub(super) fn view(&self, index: u32) -> &View {
-        self.words[index as usize * Self::WORDS..]
-            .first_chunk()
-            .expect("the table makes no reference outside")
+        let start = index as usize * Self::WORDS;
+        self.words[start..start + VIEW].first_chunk().expect("the range is as long as the view")
     }
 
     /// Brings the entry's lines near.

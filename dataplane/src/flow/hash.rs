@@ -49,7 +49,7 @@ impl Hasher {
             // SAFETY: this variant is made only after the processor was found to have AES.
             #[cfg(target_arch = "x86_64")]
             Hasher::Aes(keys) => unsafe { aes2(keys, words[0], words[1]) },
-            Hasher::Sip(key) => sip(*key, &words),
+            Hasher::Sip(key) => sip2(*key, words[0], words[1]),
         })
     }
 
@@ -102,6 +102,12 @@ fn absorb(keys: &AesKeys, state: __m128i, low: u64, high: u64) -> __m128i {
     let data = _mm_set_epi64x(high as i64, low as i64);
     let state = _mm_aesenc_si128(_mm_xor_si128(state, data), keys.0[1]);
     _mm_aesenc_si128(state, keys.0[2])
+}
+
+/// Out of line, and words by value: so that they stay in registers where the other function is used.
+#[inline(never)]
+fn sip2(key: [u64; 2], first: u64, second: u64) -> u64 {
+    sip(key, &[first, second])
 }
 
 /// SipHash-1-3 of the words' bytes, little endian.

@@ -158,14 +158,16 @@ impl Index {
 
     #[inline]
     fn bucket(&self, bucket: u32) -> &Bucket {
-        self.words[bucket as usize * WORDS..].first_chunk().expect("the mask keeps it inside")
+        let start = bucket as usize * WORDS;
+        self.words[start..start + WORDS].first_chunk().expect("the range is as long as a bucket")
     }
 }
 
 /// The signature of a hash: bits that do not choose the bucket, and not 0.
 #[inline]
 fn signature(hash: Hash) -> u16 {
-    ((hash.0 >> 48) as u16).max(1)
+    let bits = (hash.0 >> 48) as u16;
+    bits + u16::from(bits == 0)
 }
 
 /// The top bit of every 16-bit lane of `word` that equals the lane of `pattern`; exact.

@@ -1,7 +1,7 @@
 //! What names one direction of a connection, and what turns its packets into the other side's words.
 
 use crate::nat::Rewrite;
-use crate::packet::family::{Address, Family, Protocol};
+use crate::packet::family::{Address, Family, Protocol, V4};
 
 /// Which way a packet goes, seen from who sent the first one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -114,6 +114,31 @@ impl<A: Family> FlowKey<A> {
     }
 }
 
+/// An IPv4 tuple as it is stored. For who reads it from a packet like that: taking addresses apart and putting
+/// them together again costs as much as comparing them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PackedKey([u64; 2]);
+
+impl PackedKey {
+    /// The tuple with these addresses (the source in the upper half), ports (likewise) and protocol.
+    #[inline(always)]
+    pub fn new(addresses: u64, ports: u32, protocol: Protocol) -> PackedKey {
+        PackedKey([addresses, u64::from(ports) << 32 | u64::from(protocol.0) << 24])
+    }
+
+    /// The tuple.
+    #[inline(always)]
+    pub fn unpack(self) -> FlowKey<V4> {
+        FlowKey::from_words(self.words())
+    }
+
+    /// As [`FlowKey::words`].
+    #[inline(always)]
+    pub(super) fn words(self) -> [u64; 5] {
+        [self.0[0], self.0[1], 0, 0, 0]
+    }
+}
+
 /// The ICMP type that answers `kind`, and back again.
 fn icmp_reply<A: Family>(kind: u8) -> Option<u8> {
     Some(match (A::VERSION, kind) {
@@ -136,7 +161,7 @@ fn icmp_reply<A: Family>(kind: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::family::{V4, V6};
+    use crate::packet::family::V6;
     use proptest::prelude::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -192,6 +217,10 @@ mod tests {
             };
             prop_assert_eq!(key.reply().reply(), key);
             prop_assert_eq!(FlowKey::from_words(key.words()), key);
+            let ports = u32::from(source_port) << 16 | u32::from(destination_port);
+            let addresses = u64::from(key.source.to_bits()) << 32 | u64::from(key.destination.to_bits());
+            let packed = PackedKey::new(addresses, ports, key.protocol);
+            prop_assert_eq!((packed.words(), packed.unpack()), (key.words(), key));
         }
     }
 }

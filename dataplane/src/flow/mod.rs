@@ -38,7 +38,7 @@ mod tests;
 
 pub use entry::NextHopRef;
 pub use hash::Hash;
-pub use key::{Direction, FlowKey};
+pub use key::{Direction, FlowKey, PackedKey};
 pub use state::{Event, Invalid, SctpState, State, first_packet};
 pub use table::{FlowTable, MAX_CONNECTIONS};
 pub use tcp::{Segment, TcpState};

@@ -30,7 +30,7 @@ use std::time::Duration;
 use super::entry::{Content, Entries, NextHopRef, STATE, USE};
 use super::hash::{Hash, Hasher};
 use super::index::Index;
-use super::key::{Direction, FlowKey};
+use super::key::{Direction, FlowKey, PackedKey};
 use super::state::{Effect, Event, STREAM_AFTER, State, Status, step};
 use super::timeout::Timeouts;
 use super::types::{
@@ -38,7 +38,7 @@ use super::types::{
     Touch,
 };
 use crate::memory::Array;
-use crate::packet::family::Family;
+use crate::packet::family::{Family, V4};
 
 /// A settled time is at most this part of the timeout.
 const SETTLED_SHARE: u32 = 32;
@@ -166,19 +166,14 @@ impl<A: Family> FlowTable<A> {
     pub fn probe(&self, hash: Hash) -> Option<Candidate> {
         let entry = self.index.find(hash, Some)?;
         self.entries.prefetch(entry);
-        Some(Candidate { hash, entry })
+        Some(Candidate { entry })
     }
 
     /// Fourth stage: the entry with exactly this key, copied. Its time may be over: see [`Hit::is_settled`]
     /// and [`touch`](Self::touch).
     #[inline(always)]
     pub fn find(&self, candidate: Candidate, key: &FlowKey<A>) -> Option<Hit<A>> {
-        let words = key.words();
-        let hit = self.entries.read(candidate.entry, &words);
-        if hit.is_some() {
-            return hit;
-        }
-        self.find_again(candidate.hash, &words)
+        self.find_at(candidate, key.words())
     }
 
     /// All stages at once.
@@ -379,6 +374,12 @@ impl<A: Family> FlowTable<A> {
         if A::BITS == 32 { self.hasher.hash2([words[0], words[1]]) } else { self.hasher.hash5(words) }
     }
 
+    #[inline(always)]
+    fn find_at(&self, candidate: Candidate, words: [u64; 5]) -> Option<Hit<A>> {
+        let hit = self.entries.read(candidate.entry, &words);
+        if hit.is_some() { hit } else { self.find_again(words) }
+    }
+
     #[inline]
     fn find_words(&self, hash: Hash, words: &[u64; 5]) -> Option<Hit<A>> {
         self.index.find(hash, |entry| self.entries.read(entry, words))
@@ -386,8 +387,9 @@ impl<A: Family> FlowTable<A> {
 
     /// When the candidate was another key with the same signature, or has just gone: looks at all of them.
     #[cold]
-    fn find_again(&self, hash: Hash, words: &[u64; 5]) -> Option<Hit<A>> {
-        self.find_words(hash, words)
+    #[inline(never)]
+    fn find_again(&self, words: [u64; 5]) -> Option<Hit<A>> {
+        self.find_words(self.hash_words(&words), &words)
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {
@@ -567,6 +569,20 @@ impl<A: Family> FlowTable<A> {
                 reply_next_hop: back.next_hop(),
             });
         }
+    }
+}
+
+impl FlowTable<V4> {
+    /// As [`hash`](Self::hash).
+    #[inline(always)]
+    pub fn hash_packed(&self, key: PackedKey) -> Hash {
+        self.hash_words(&key.words())
+    }
+
+    /// As [`find`](Self::find).
+    #[inline(always)]
+    pub fn find_packed(&self, candidate: Candidate, key: PackedKey) -> Option<Hit<V4>> {
+        self.find_at(candidate, key.words())
     }
 }
 

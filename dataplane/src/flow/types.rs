@@ -4,7 +4,6 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use super::entry::NextHopRef;
-use super::hash::Hash;
 use super::key::{Direction, FlowKey};
 use super::state::{Event, State};
 #[cfg(doc)]
@@ -75,7 +74,6 @@ impl EntryRef {
 /// Where a key's entry probably is. Made by [`FlowTable::probe`], used up by [`FlowTable::find`].
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    pub(super) hash: Hash,
     pub(super) entry: u32,
 }
 

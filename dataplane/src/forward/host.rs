@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::established::Way;
 use super::new::{Refusal, martian};
 use super::observe::{Event, Observer};
-use super::{Core, Forwarder, Lookup, Output, Pass};
+use super::{Core, Forwarder, Output, Pass};
 use crate::flow::Direction;
 use crate::nat::Rewrite;
 use crate::packet::arp::{self, Arp, Operation};
@@ -258,7 +258,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// A packet that waited, as it came in, is forwarded from the table. It has moved its connection's state
     /// and passed the filter before it was held: that is not done twice.
     fn again(&mut self, mut packet: Packet) {
-        let Some(port) = self.ports.get(packet.port) else {
+        let Some(ingress) = self.ports.ingress(packet.port) else {
             return self.drop(packet, Reason::PortDown);
         };
         // It was parsed before it was held, and nothing has touched it.
@@ -267,8 +267,8 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         };
         let known = self.state.flows.lookup(&super::key(&headers)).filter(|_| headers.is_trackable());
         match known {
-            Some(hit) => self.forward_hit(packet, &headers, super::origin(port), &hit),
-            None => self.packet(packet, &headers, Lookup::Probed(None)),
+            Some(hit) => self.forward_hit(packet, &headers, ingress.origin, &hit),
+            None => self.packet(packet, &headers, None),
         }
     }
 

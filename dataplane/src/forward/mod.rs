@@ -12,6 +12,7 @@
 //! It is the only module that sees all the others.
 
 mod established;
+mod express;
 mod host;
 mod limit;
 mod new;
@@ -27,17 +28,18 @@ use arrayvec::ArrayVec;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::flow::{self, Candidate, FlowKey, FlowTable, Hash, Timeouts};
+use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Timeouts};
 use crate::packet::ethernet;
-use crate::packet::parse::{Headers, Parsed, is_v4, parse, parse_v4};
+use crate::packet::parse::{Headers, Parsed, parse};
+use crate::packet::plain::Plain;
 use crate::packet::{BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
 use crate::route::{NeighbourEvent, Neighbours};
 use crate::service::Origin;
 use crate::stats::{Reason, Stats};
-use crate::tables::{Detected, FamilyTables, Masquerade, PortInfo, Ports, Role, Tables};
+use crate::tables::{FamilyTables, Masquerade, Ports, Tables};
 use crate::time::Instant;
-use established::Way;
+use express::Express;
 pub use host::HOST_SIDE;
 use host::{Wire, pass_on};
 use limit::Limiter;
@@ -90,7 +92,9 @@ struct Core {
 }
 
 /// One packet's class: what stage 1 found.
+#[repr(u8)] // a tag of its own: one in a niche takes three instructions to read
 enum Class {
+    Plain(Express),
     V4(Headers<V4>, Lookup),
     V6(Headers<V6>, Lookup),
     Foreign(Parsed),
@@ -99,11 +103,10 @@ enum Class {
 
 /// How far the search for a packet's entry has come.
 #[derive(Clone, Copy)]
-enum Lookup {
-    /// The bucket is asked for.
-    Hashed(Hash),
-    /// The entry is asked for; nothing when the bucket knows none.
-    Probed(Option<Candidate>),
+struct Lookup {
+    hash: Hash,
+    /// Nothing until the bucket is read, and when it knows no entry.
+    candidate: Option<Candidate>,
 }
 
 /// One family's part of the forwarder while it works on a burst.
@@ -210,34 +213,35 @@ impl Forwarder {
         observer: &mut T,
     ) {
         let mut classes: ArrayVec<Class, BURST> = ArrayVec::new();
+        let v4 = self.tables.v4.is_some();
         for packet in burst.iter_mut() {
-            self.classify(packet, &mut classes);
+            // What is plain goes from its reader straight to its place: a value that may be of several kinds is
+            // put together field by field, which costs more than parsing.
+            match Plain::read(packet) {
+                Some(plain) if v4 => classes.push(Class::Plain(Express::begin(&self.v4.flows, &plain))),
+                _ => classes.push(self.classify(packet)),
+            }
         }
         for class in &mut classes {
+            if let Class::Plain(plain) = class {
+                plain.lookup.probe(&self.v4.flows);
+                continue;
+            }
             match class {
                 Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
                 Class::V6(_, lookup) => lookup.probe(&self.v6.flows),
-                Class::Foreign(_) | Class::Malformed(_) => {}
+                Class::Plain(_) | Class::Foreign(_) | Class::Malformed(_) => {}
             }
         }
-        for (mut packet, class) in burst.drain(..).zip(&classes) {
-            match class {
-                Class::V4(headers, lookup) => match self.pass_v4(now, out, observer) {
-                    Some(mut pass) => match pass.express(&mut packet, headers, *lookup) {
-                        Some(port) => out.send(port, packet),
-                        None => pass.packet(packet, headers, *lookup),
-                    },
-                    None => self.foreign(packet, &Parsed::V4(*headers), now, out, observer),
-                },
-                Class::V6(headers, lookup) => match self.pass_v6(now, out, observer) {
-                    Some(mut pass) => match pass.express(&mut packet, headers, *lookup) {
-                        Some(port) => out.send(port, packet),
-                        None => pass.packet(packet, headers, *lookup),
-                    },
-                    None => self.foreign(packet, &Parsed::V6(*headers), now, out, observer),
-                },
-                Class::Foreign(parsed) => self.foreign(packet, parsed, now, out, observer),
-                Class::Malformed(reason) => self.core.drop(packet, *reason, observer),
+        let mut packets = burst.drain(..);
+        for class in &classes {
+            let Some(mut packet) = packets.next() else { break };
+            if let Class::Plain(plain) = class
+                && let Some(port) = self.express(&mut packet, plain, now, observer)
+            {
+                out.send(port, packet);
+            } else {
+                self.in_full(packet, class, now, out, observer);
             }
         }
         self.count_held();
@@ -270,31 +274,50 @@ impl Forwarder {
         self.core.stats.held = (self.v4.neighbours.held() + self.v6.neighbours.held()) as u64;
     }
 
-    /// IPv4 goes from the parser straight to its place: a value that may be of either family is put
-    /// together field by field, which costs more than parsing.
-    #[inline(always)]
-    fn classify(&self, packet: &mut Packet, classes: &mut ArrayVec<Class, BURST>) {
-        if is_v4(packet) {
-            match parse_v4(packet, ethernet::LEN) {
-                Ok(headers) => {
-                    let hash = self.v4.flows.hash(&key(&headers));
-                    self.v4.flows.prefetch(hash);
-                    classes.push(Class::V4(headers, Lookup::Hashed(hash)));
+    /// A packet that is not in the common case. Out of line: the registers that this needs are those that the
+    /// common case has to itself then.
+    #[inline(never)]
+    fn in_full<O: Output, T: Observer>(
+        &mut self,
+        mut packet: Packet,
+        class: &Class,
+        now: Instant,
+        out: &mut O,
+        observer: &mut T,
+    ) {
+        match class {
+            Class::Plain(plain) => match parse(&mut packet) {
+                Ok(Parsed::V4(headers)) => {
+                    let class = Class::V4(headers, plain.lookup);
+                    self.in_full(packet, &class, now, out, observer);
                 }
-                Err(reason) => classes.push(Class::Malformed(reason)),
-            }
-        } else {
-            classes.push(self.classify_other(packet));
+                Ok(other) => self.foreign(packet, &other, now, out, observer),
+                Err(reason) => self.core.drop(packet, reason, observer),
+            },
+            Class::V4(headers, lookup) => match self.pass_v4(now, out, observer) {
+                Some(mut pass) => pass.packet(packet, headers, lookup.candidate),
+                None => self.foreign(packet, &Parsed::V4(*headers), now, out, observer),
+            },
+            Class::V6(headers, lookup) => match self.pass_v6(now, out, observer) {
+                Some(mut pass) => pass.packet(packet, headers, lookup.candidate),
+                None => self.foreign(packet, &Parsed::V6(*headers), now, out, observer),
+            },
+            Class::Foreign(parsed) => self.foreign(packet, parsed, now, out, observer),
+            Class::Malformed(reason) => self.core.drop(packet, *reason, observer),
         }
     }
 
+    /// The class of a packet that is not plain.
     #[inline(never)]
-    fn classify_other(&self, packet: &mut Packet) -> Class {
+    fn classify(&self, packet: &mut Packet) -> Class {
         match parse(packet) {
+            Ok(Parsed::V4(headers)) => {
+                let hash = self.v4.flows.hash(&key(&headers));
+                Class::V4(headers, Lookup::begin(&self.v4.flows, hash))
+            }
             Ok(Parsed::V6(headers)) => {
                 let hash = self.v6.flows.hash(&key(&headers));
-                self.v6.flows.prefetch(hash);
-                Class::V6(headers, Lookup::Hashed(hash))
+                Class::V6(headers, Lookup::begin(&self.v6.flows, hash))
             }
             Ok(other) => Class::Foreign(other),
             Err(reason) => Class::Malformed(reason),
@@ -397,11 +420,17 @@ impl<A: Family> State<A> {
 }
 
 impl Lookup {
-    #[inline]
+    /// Asks for the bucket.
+    #[inline(always)]
+    fn begin<A: Family>(flows: &FlowTable<A>, hash: Hash) -> Lookup {
+        flows.prefetch(hash);
+        Lookup { hash, candidate: None }
+    }
+
+    /// Reads the bucket, and asks for the entry.
+    #[inline(always)]
     fn probe<A: Family>(&mut self, flows: &FlowTable<A>) {
-        if let Lookup::Hashed(hash) = *self {
-            *self = Lookup::Probed(flows.probe(hash));
-        }
+        self.candidate = flows.probe(self.hash);
     }
 }
 
@@ -417,44 +446,7 @@ fn key<A: Family>(headers: &Headers<A>) -> FlowKey<A> {
     }
 }
 
-/// What a port's packets are to the Service tables.
-#[inline]
-fn origin(port: &PortInfo) -> Origin {
-    match (port.role, port.detected) {
-        (Role::Host, _) => Origin::Host,
-        (_, Detected::Pod) => Origin::PodPort,
-        (_, Detected::Other) => Origin::Port,
-    }
-}
-
 impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
-    /// The common case in one piece: a packet of a settled connection whose next hop stands and is known.
-    /// Changes the packet and says where it goes; or nothing, and then nothing has been done. It asks what
-    /// [`packet`](Pass::packet) and [`established`](Pass::established) ask, with the same functions, but
-    /// moves no packet about: that costs more than all the questions.
-    #[inline(always)]
-    fn express(&mut self, packet: &mut Packet, headers: &Headers<A>, lookup: Lookup) -> Option<PortId> {
-        let Lookup::Probed(Some(candidate)) = lookup else { return None };
-        let port = self.ports.get(packet.port)?;
-        let origin = origin(port);
-        if ethernet::destination(packet.head()) != port.link_address || !headers.is_trackable() {
-            return None;
-        }
-        let hit = self.state.flows.find(candidate, &key(headers))?;
-        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
-        if !hit.is_settled(event, self.now.into()) || hit.next_hop().generation != self.state.generation {
-            return None;
-        }
-        let Way::Port(adjacency) = Way::of(hit.next_hop()) else { return None };
-        let link = self.state.neighbours.resolved(adjacency)?;
-        self.fits(packet, headers, origin, link.mtu).ok()?;
-        self.see_received(packet, headers, origin);
-        self.observer.see(Event::FlowHit { direction: hit.direction() });
-        self.translate(packet, headers, origin, &hit.rewrite());
-        self.address(packet, &link);
-        Some(link.port)
-    }
-
     #[inline]
     fn see_received(&mut self, packet: &Packet, headers: &Headers<A>, origin: Origin) {
         self.observer.see(Event::Received {
@@ -470,26 +462,23 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Any packet of the family.
     #[inline(never)]
-    fn packet(&mut self, packet: Packet, headers: &Headers<A>, lookup: Lookup) {
-        let Some(port) = self.ports.get(packet.port) else {
+    fn packet(&mut self, packet: Packet, headers: &Headers<A>, candidate: Option<Candidate>) {
+        let Some(ingress) = self.ports.ingress(packet.port) else {
             return self.drop(packet, Reason::PortDown);
         };
-        let origin = origin(port);
+        let origin = ingress.origin;
         self.see_received(&packet, headers, origin);
-        let addressed = ethernet::destination(packet.head());
-        // What the host sends has whatever link address its routes made it write, but no group's: that came
-        // from no route of Pollux's, and would only go back to the host.
-        if addressed != port.link_address && (origin != Origin::Host || addressed.is_group()) {
+        if !ingress.takes(ethernet::destination(packet.head()).bits()) {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
         }
         if !headers.is_trackable() {
             return self.untracked(packet, headers, origin);
         }
         let key = key(headers);
-        let hit = match lookup {
-            Lookup::Probed(Some(candidate)) => self.state.flows.find(candidate, &key),
+        let hit = match candidate {
+            Some(candidate) => self.state.flows.find(candidate, &key),
             // A packet before this one in the burst may have made the entry since the bucket was read.
-            _ => self.state.flows.lookup(&key),
+            None => self.state.flows.lookup(&key),
         };
         match hit {
             Some(hit) => self.established(packet, headers, origin, &hit),

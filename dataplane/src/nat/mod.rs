@@ -4,4 +4,5 @@
 pub mod ports;
 pub mod rewrite;
 
+pub(crate) use rewrite::Ttl;
 pub use rewrite::{Rewrite, decrement_ttl};

@@ -5,7 +5,8 @@
 
 use crate::packet::checksum::{Delta, Sum};
 use crate::packet::parse::{FragmentKind, Headers, IcmpClass};
-use crate::packet::{Family, Packet, Protocol};
+use crate::packet::plain::View;
+use crate::packet::{Family, Packet, Protocol, V4};
 use crate::packet::{crc32c, icmp, ip, transport};
 
 /// What becomes of the packets of one direction of a connection. Ports are in host order.
@@ -192,6 +193,50 @@ impl<A: Family> Rewrite<A> {
     }
 }
 
+/// What becomes of a packet's TTL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ttl {
+    /// One less (FW-01).
+    Decrement,
+    /// As it is: the packet's sender is this node.
+    Keep,
+}
+
+impl Rewrite<V4> {
+    /// [`decrement_ttl`] and [`apply`](Rewrite::apply) in one, for a plain packet whose TTL is not 0. Nothing is
+    /// asked about a rewrite that changes nothing: its deltas leave every field as it is.
+    #[inline(always)]
+    pub(crate) fn apply_plain(&self, view: &mut View<'_>, ttl: Ttl) {
+        let aging = match ttl {
+            Ttl::Decrement => {
+                view.set_ttl(view.ttl().wrapping_sub(1));
+                TTL_DECREMENTED
+            }
+            Ttl::Keep => Delta::NONE,
+        };
+        view.update_ip_checksum(|field| self.ip_delta.apply_with(aging, field));
+        view.set_addresses(self.source, self.destination);
+        view.set_ports(self.source_port, self.destination_port);
+        let partial = view.is_partial();
+        if view.protocol() == Protocol::TCP {
+            view.update_tcp_checksum(|field| {
+                if partial { self.ip_delta.apply_to_sum(field) } else { self.transport_delta.apply(field) }
+            });
+        } else {
+            view.update_udp_checksum(|field| {
+                if partial {
+                    self.ip_delta.apply_to_sum(field)
+                } else {
+                    self.transport_delta.apply_udp(field)
+                }
+            });
+        }
+    }
+}
+
+/// TTL is the high byte of its word: one less is 0x0100 less, whatever the low byte is.
+const TTL_DECREMENTED: Delta = Delta::of_word(0x0100, 0);
+
 /// Decreases TTL or hop limit by one (FW-01); 0 stays 0. Whether the packet may still travel is to be asked
 /// of [`Headers::ttl`] before.
 ///
@@ -205,9 +250,7 @@ pub fn decrement_ttl<A: Family>(packet: &mut Packet, headers: &Headers<A>) {
         let ttl = frame[l3 + ip::field::V4_TTL];
         if ttl > 0 {
             frame[l3 + ip::field::V4_TTL] = ttl - 1;
-            // TTL is the high byte of its word: one less is 0x0100 less, whatever the low byte is.
-            let delta = Delta::of_word(0x0100, 0);
-            update(frame, l3 + ip::field::V4_CHECKSUM, |field| delta.apply(field));
+            update(frame, l3 + ip::field::V4_CHECKSUM, |field| TTL_DECREMENTED.apply(field));
         }
     } else {
         let hop_limit = &mut frame[l3 + ip::field::V6_HOP_LIMIT];

@@ -105,14 +105,15 @@ impl Delta {
 
     /// The delta whose [`bits`](Delta::bits) these are.
     #[inline]
-    pub fn from_bits(bits: u16) -> Delta {
-        Delta::normal(bits)
+    pub(crate) fn from_bits(bits: u16) -> Delta {
+        debug_assert_ne!(bits, 0xffff, "no delta has these bits");
+        Delta(bits)
     }
 
     /// A 16-bit word changes (a port, an identifier).
     #[inline]
-    pub fn of_word(old: u16, new: u16) -> Delta {
-        Delta::of_sums(u64::from(old), u64::from(new))
+    pub const fn of_word(old: u16, new: u16) -> Delta {
+        Delta::of_sums(old as u64, new as u64)
     }
 
     /// An address changes.
@@ -134,6 +135,12 @@ impl Delta {
         if field == 0 { 0 } else { not_zero(self.apply(field)) }
     }
 
+    /// As [`apply`](Delta::apply), for this change and another one.
+    #[inline]
+    pub fn apply_with(self, other: Delta, field: u16) -> u16 {
+        !fold(u64::from(!field) + u64::from(self.0) + u64::from(other.0))
+    }
+
     /// The field of a partial checksum after the change: a sum that is not complemented.
     #[inline]
     pub fn apply_to_sum(self, field: u16) -> u16 {
@@ -142,12 +149,12 @@ impl Delta {
         (sum + (sum >> 16)) as u16
     }
 
-    fn of_sums(old: u64, new: u64) -> Delta {
-        Delta::normal(fold(u64::from(!fold(old)) + u64::from(fold(new))))
+    const fn of_sums(old: u64, new: u64) -> Delta {
+        Delta::normal(fold(!fold(old) as u64 + fold(new) as u64))
     }
 
     #[inline]
-    fn normal(value: u16) -> Delta {
+    const fn normal(value: u16) -> Delta {
         Delta(if value == 0xffff { 0 } else { value })
     }
 }
@@ -225,11 +232,11 @@ fn address_sum<A: Family>(address: A::Addr) -> u64 {
 
 /// Adds the carries back until 16 bits hold the sum.
 #[inline]
-fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    ((sum & 0xffff) + (sum >> 16)) as u16
+const fn fold(sum: u64) -> u16 {
+    // Added to itself with its halves swapped, a number has in its upper half the sum of both and the carry
+    // of that sum.
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 #[cfg(test)]

@@ -252,6 +252,20 @@ impl LinkAddr {
     /// ff:ff:ff:ff:ff:ff.
     pub const BROADCAST: LinkAddr = LinkAddr([0xff; 6]);
 
+    /// The address as a number of 48 bits.
+    #[inline]
+    pub(crate) fn bits(self) -> u64 {
+        let [a, b, c, d, e, f] = self.0;
+        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    }
+
+    /// The address whose [`bits`](LinkAddr::bits) these are.
+    #[inline]
+    pub(crate) fn from_bits(bits: u64) -> LinkAddr {
+        let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
+        LinkAddr([a, b, c, d, e, f])
+    }
+
     /// Whether the group bit is set: multicast or broadcast.
     pub fn is_group(self) -> bool {
         self.0[0] & 1 != 0

@@ -12,6 +12,7 @@ pub mod family;
 pub mod icmp;
 pub mod ip;
 pub mod parse;
+pub(crate) mod plain;
 pub mod transport;
 
 #[cfg(test)]
@@ -106,6 +107,8 @@ pub enum GsoKind {
 }
 
 /// One owned frame. Dropping it returns its memory.
+///
+/// 48 bytes: it is moved by value from the burst to the queue of the port that sends it.
 pub struct Packet {
     head: Buffer,
     start: u16,
@@ -117,6 +120,8 @@ pub struct Packet {
     /// What the sender left to the device.
     pub offload: Offload,
 }
+
+const _: () = assert!(size_of::<Packet>() == 48 && size_of::<Option<Packet>>() == 48);
 
 /// The pool has no free chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,15 +169,23 @@ impl Packet {
     }
 
     /// The frame's bytes in its first chunk: all of them, but for super-frames.
-    #[inline]
+    #[inline(always)]
     pub fn head(&self) -> &[u8] {
-        &self.head.bytes()[usize::from(self.start)..][..usize::from(self.head_len)]
+        let start = usize::from(self.start);
+        &self.head.bytes()[start..start + usize::from(self.head_len)]
     }
 
     /// As [`head`](Packet::head), to write.
-    #[inline]
+    #[inline(always)]
     pub fn head_mut(&mut self) -> &mut [u8] {
-        &mut self.head.bytes_mut()[usize::from(self.start)..][..usize::from(self.head_len)]
+        self.head_and_offload().0
+    }
+
+    /// [`head_mut`](Packet::head_mut), and what the sender left to the device.
+    #[inline(always)]
+    pub(crate) fn head_and_offload(&mut self) -> (&mut [u8], &Offload) {
+        let start = usize::from(self.start);
+        (&mut self.head.bytes_mut()[start..start + usize::from(self.head_len)], &self.offload)
     }
 
     /// The frame's bytes chunk by chunk, in order.

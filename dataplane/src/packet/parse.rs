@@ -121,12 +121,6 @@ pub fn parse(packet: &mut Packet) -> Result<Parsed, Reason> {
     }
 }
 
-/// Whether the frame says that it carries IPv4: [`parse`] begins with [`parse_v4`] then.
-#[inline]
-pub(crate) fn is_v4(packet: &Packet) -> bool {
-    Ethernet::new_checked(packet.head()).is_some_and(|link| link.ether_type == V4::ETHER_TYPE)
-}
-
 /// Parses the IPv4 packet that starts at `l3` bytes into the frame.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! asserted, so every test here is also a test of it.
 
 mod changes;
+mod express;
 mod hygiene;
 mod laws;
 mod neighbours;

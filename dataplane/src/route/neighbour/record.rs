@@ -73,7 +73,7 @@ impl State {
 
     /// Whether packets can be sent: the link address is known.
     pub fn is_usable(self) -> bool {
-        self >= State::Reachable
+        self as u64 >= FIRST_USABLE
     }
 }
 
@@ -93,6 +93,8 @@ pub(super) struct Record {
 }
 
 const STATE_SHIFT: u32 = 13;
+/// The first of the states in which the link address is known.
+const FIRST_USABLE: u64 = State::Reachable as u64;
 const GENERATION: u64 = (1 << STATE_SHIFT) - 1;
 
 impl Record {
@@ -100,8 +102,10 @@ impl Record {
     #[inline]
     pub(super) fn use_by(&self, id: AdjacencyId) -> Option<Link> {
         let word = self.word.load(Relaxed);
-        let (destination, state) = unpack_state(word);
-        if word & GENERATION != id.generation() || !state.is_usable() {
+        if word & GENERATION != id.generation() {
+            return None;
+        }
+        if word >> STATE_SHIFT & 7 < FIRST_USABLE {
             return None;
         }
         // Mostly set already: do not take the line away from other readers.
@@ -109,7 +113,7 @@ impl Record {
             self.used.store(true, Relaxed);
         }
         let port = self.port.load(Relaxed);
-        Some(Link { port: PortId(port as u16), source: link(port), destination, mtu: self.mtu() })
+        Some(Link { port: PortId(port as u16), source: link(port), destination: link(word), mtu: self.mtu() })
     }
 
     /// Whether the record is the neighbour's that the number was made for.
