@@ -44,6 +44,12 @@ pub fn compile(cluster: &Cluster, config: &Config, node_name: &str, view: &NodeV
     reports.extend(v6.reports);
     health_checks.extend(v6.health_checks);
     health_checks.dedup();
+    let sticky = v4.ports.iter().filter(|port| port.affinity.is_some()).map(|port| &port.id);
+    reports.extend(sticky.map(|port| Problem {
+        file: None,
+        object: format!("services/{port}"),
+        text: "sessionAffinity ClientIP: not applied yet, each connection chooses anew (AF-01)".into(),
+    }));
     let tables = Tables {
         ports: view.ports.clone(),
         v4: Some(family_tables(v4.services, &view.v4, v4.localhost_node_ports)),
