@@ -3,6 +3,7 @@
 //! ```text
 //! classify  parse, key, hash; prefetch the flow table's bucket          (whole burst)
 //!           prefetch the candidate entry                                (whole burst)
+//! express.rs  the common case in one piece; everything else:
 //! look up ──hit──→ established.rs   state, route, rewrite, link header, out
 //!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
 //! not IP, or not for Pollux → host.rs;  what is refused with an error → host.rs
@@ -213,24 +214,22 @@ impl Forwarder {
         observer: &mut T,
     ) {
         let mut classes: ArrayVec<Class, BURST> = ArrayVec::new();
-        let v4 = self.tables.v4.is_some();
+        let forwards_v4 = self.tables.v4.is_some();
         for packet in burst.iter_mut() {
             // What is plain goes from its reader straight to its place: a value that may be of several kinds is
             // put together field by field, which costs more than parsing.
-            match Plain::read(packet) {
-                Some(plain) if v4 => classes.push(Class::Plain(Express::begin(&self.v4.flows, &plain))),
-                _ => classes.push(self.classify(packet)),
+            if let Some(plain) = Plain::read(packet).filter(|_| forwards_v4) {
+                classes.push(Class::Plain(Express::begin(&self.v4.flows, &plain)));
+            } else {
+                classes.push(self.classify(packet));
             }
         }
         for class in &mut classes {
-            if let Class::Plain(plain) = class {
-                plain.lookup.probe(&self.v4.flows);
-                continue;
-            }
             match class {
+                Class::Plain(plain) => plain.lookup.probe(&self.v4.flows),
                 Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
                 Class::V6(_, lookup) => lookup.probe(&self.v6.flows),
-                Class::Plain(_) | Class::Foreign(_) | Class::Malformed(_) => {}
+                Class::Foreign(_) | Class::Malformed(_) => {}
             }
         }
         let mut packets = burst.drain(..);

@@ -10,6 +10,7 @@ use crate::forward::{Class, Express, Nobody};
 use crate::packet::plain::Plain;
 use crate::packet::testing::fix_v4_checksum;
 use crate::packet::{ChecksumState, Gso, GsoKind, Offload};
+use crate::route::{NextHop, RouteKind};
 
 /// One direction of a connection: where its packets come in, and between whom.
 #[derive(Clone, Debug)]
@@ -107,6 +108,8 @@ struct Step {
     partial: Option<u16>,
     gso: Option<u16>,
     pause: u64,
+    /// New tables come before it: the seed's, or such that drop what is for the backend.
+    tables: Option<RouteKind<V4>>,
 }
 
 fn steps() -> impl Strategy<Value = Step> {
@@ -115,6 +118,7 @@ fn steps() -> impl Strategy<Value = Step> {
     // Of the lengths around an MTU: 1480 and 1500, with TCP and UDP.
     let full = prop::sample::select(&[1440usize, 1441, 1452, 1453, 1460, 1461, 1472, 1473][..]);
     let payload = prop_oneof![6 => 0..64usize, 2 => full, 1 => 1_700..4_000usize];
+    let kind = prop_oneof![Just(RouteKind::Blackhole), Just(RouteKind::Via(NextHop::on_link(CALI_8)))];
     let partial = prop::option::weighted(0.2, prop_oneof![3 => Just(34u16), 1 => any::<u16>()]);
     (
         any::<Index>(),
@@ -122,13 +126,24 @@ fn steps() -> impl Strategy<Value = Step> {
         (payload, prop_oneof![4 => Just(0usize), 1 => 1..30usize]),
         prop::option::weighted(0.25, (any::<Index>(), any::<u8>())),
         (partial, prop::option::weighted(0.1, 100..1_500u16)),
-        prop_oneof![8 => Just(0u64), 1 => 0..700u64],
+        (prop_oneof![8 => Just(0u64), 1 => 0..700u64], prop::option::weighted(0.05, kind)),
     )
-        .prop_map(
-            |(flow, (tcp_flags, ttl, dont_fragment), (payload, padding), mutation, (partial, gso), pause)| {
-                Step { flow, tcp_flags, ttl, payload, padding, dont_fragment, mutation, partial, gso, pause }
-            },
-        )
+        .prop_map(|(flow, flags, (payload, padding), mutation, (partial, gso), (pause, tables))| {
+            let (tcp_flags, ttl, dont_fragment) = flags;
+            Step {
+                flow,
+                tcp_flags,
+                ttl,
+                payload,
+                padding,
+                dont_fragment,
+                mutation,
+                partial,
+                gso,
+                pause,
+                tables,
+            }
+        })
 }
 
 impl Step {
@@ -194,6 +209,13 @@ proptest! {
         short.events.clear();
         full.events.clear();
         for step in &steps {
+            if let Some(kind) = step.tables {
+                for node in [&mut short, &mut full] {
+                    let mut changed = cluster();
+                    changed.routes.push(route("10.151.51.8/32", kind));
+                    node.set(changed);
+                }
+            }
             let (one, other) = (step.packet(&mut short, &flows), step.packet(&mut full, &flows));
             prop_assert_eq!(forward(&mut short, one), forward_in_full(&mut full, other));
             if step.pause > 0 {
