@@ -5,7 +5,7 @@
 //! for each architecture (`bench/instructions.x86_64.txt`); [`main`] compares and fails on a regression.
 //!
 //! How it counts: the bench binary runs itself under `valgrind --tool=callgrind`, once for each [`Case`].
-//! Callgrind collects only inside [`pollux_counted`] (`--toggle-collect`), so what a case prepares is not
+//! Callgrind collects only inside `pollux_counted` (`--toggle-collect`), so what a case prepares is not
 //! counted. A case must do the same work in every run: no clock, no random seeds, no `RandomState`.
 
 use std::fmt::Write as _;

@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     };
     let compiled = inputs.compile(&view);
     let mut shown = Shown {
-        node: inputs.node_name.clone(),
+        node: inputs.node.clone(),
         frontends: Vec::new(),
         routes: 0,
         health_checks: compiled.health_checks.iter().map(|check| check.port).collect(),

@@ -19,9 +19,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cluster::{self, Cluster};
+use crate::agent::{Inputs, Sources};
 use crate::compile::Compiled;
-use crate::config::{self, Config};
 use crate::node::{Links, NodeView};
 use crate::problem::{Problem, Problems};
 
@@ -69,32 +68,20 @@ pub struct Common {
     pub node: Option<String>,
 }
 
-/// What the common arguments name, read and checked.
-pub(crate) struct Inputs {
-    pub(crate) cluster: Cluster,
-    pub(crate) config: Config,
-    pub(crate) node_name: String,
-}
-
 impl Common {
     /// Reads objects and configuration, says warnings on stderr.
     pub(crate) fn load(&self) -> Result<Inputs, Failure> {
         if self.objects.is_empty() {
             return Err(Failure::bad_input("--objects: no file or directory is given"));
         }
-        let (config, warnings) = config::load(&self.config)?;
+        let (inputs, warnings) = self.sources().read()?;
         warn(&warnings);
-        let loaded = cluster::load(&self.objects)?;
-        warn(&loaded.warnings);
-        let named = self.node.clone().or_else(|| config.proxy.hostname_override.clone());
-        let node_name = match named {
-            Some(name) => name,
-            None => nix::unistd::gethostname()
-                .ok()
-                .and_then(|name| name.into_string().ok())
-                .ok_or_else(|| Failure::environment("the system has no host name; give --node"))?,
-        };
-        Ok(Inputs { cluster: loaded.cluster, config, node_name })
+        Ok(inputs)
+    }
+
+    /// The files that the arguments name.
+    pub(crate) fn sources(&self) -> Sources {
+        Sources { config: self.config.clone(), objects: self.objects.clone(), node: self.node.clone() }
     }
 }
 
@@ -113,7 +100,7 @@ impl Inputs {
 
     /// The compiled tables; conflicts that were decided are said on stderr.
     pub(crate) fn compile(&self, view: &NodeView) -> Compiled {
-        let compiled = crate::compile::compile(&self.cluster, &self.config, &self.node_name, view);
+        let compiled = crate::compile::compile(&self.cluster, &self.config, &self.node, view);
         warn(&compiled.reports);
         compiled
     }

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Common, Exit, Failure};
 use crate::agent::protocol::DEFAULT_SOCKET;
-use crate::agent::{self, Agent, AgentOptions, HostOptions, Sources};
+use crate::agent::{self, Agent, AgentOptions, HostOptions};
 use crate::cluster::IpPrefix;
 
 const EXAMPLE: &str = "\
@@ -59,8 +59,7 @@ pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     }
     // From the first moment: what is interrupted while it starts is to clean up as well.
     let signals = signals()?;
-    let Common { config, objects, node } = args.common;
-    let sources = Sources { config, objects, node };
+    let sources = args.common.sources();
     let (inputs, warnings) = sources.read()?;
     agent::report(&warnings);
     let running = Agent::start(AgentOptions {

@@ -22,8 +22,7 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     common: Common,
-    /// The packet: 'PROTO SRC[:PORT] > DST[:PORT] [flags] [ttl N]'.
-    #[arg(long, value_name = "PACKET")]
+    #[arg(long, value_name = "PACKET", help = "The packet: 'PROTO SRC[:PORT] > DST[:PORT] [flags] [ttl N]'")]
     packet: PacketSpec,
     /// Where it comes in: a port, or `host`.
     #[arg(long = "in", value_name = "PORT|host")]

@@ -1,6 +1,6 @@
 //! Packets of known connections: the fast path. The entry says everything: no Service, no rule and, while
 //! routing stands, no route is looked at. What changes a connection's state takes the slow method
-//! [`FlowTable::touch`](crate::flow::FlowTable::touch) first. Both kinds end in [`Pass::leave`].
+//! [`FlowTable::touch`](crate::flow::FlowTable::touch) first. Both kinds end in [`Pass::forward_hit`].
 
 use super::host::Wire;
 use super::new::Refusal;

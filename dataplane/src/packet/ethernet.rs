@@ -47,7 +47,7 @@ impl Ethernet {
 /// Whom a frame is for: its first six bytes.
 ///
 /// # Panics
-/// If the frame is shorter than its link header, which [`parse`](super::parse) rules out.
+/// If the frame is shorter than its link header, which [`parse`](super::parse()) rules out.
 #[inline]
 pub fn destination(frame: &[u8]) -> LinkAddr {
     LinkAddr(*frame.first_chunk().expect("a parsed frame has a link header"))
@@ -56,7 +56,7 @@ pub fn destination(frame: &[u8]) -> LinkAddr {
 /// Writes the link addresses of the next hop's link; the Ethernet type stays.
 ///
 /// # Panics
-/// If the frame is shorter than its link header, which [`parse`](super::parse) rules out.
+/// If the frame is shorter than its link header, which [`parse`](super::parse()) rules out.
 #[inline]
 pub fn set_link(packet: &mut Packet, source: LinkAddr, destination: LinkAddr) {
     let addresses: &mut [u8; 12] =

@@ -1,6 +1,6 @@
 //! A packet: one owned frame, from the port that received it to the port that sends it.
 //!
-//! Headers are views over the frame's bytes, checked once by [`parse`] and addressed by name afterwards.
+//! Headers are views over the frame's bytes, checked once by [`parse()`] and addressed by name afterwards.
 //! Whatever the pipeline reads or writes lies in the frame's first chunk; the chunks behind it are payload
 //! that nothing but a checksum over the whole frame looks at.
 

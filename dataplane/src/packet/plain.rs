@@ -2,7 +2,7 @@
 //!
 //! Nearly every packet of a connection in use is a whole IPv4 packet without options that carries UDP, or TCP
 //! with ACK and none of SYN, FIN and RST. Each of its fields has one place in the frame, so one look at a
-//! length is enough for all of them. [`Plain::read`] accepts a part of what [`parse`](super::parse) accepts,
+//! length is enough for all of them. [`Plain::read`] accepts a part of what [`parse`](super::parse()) accepts,
 //! and never anything else; what it leaves is for that to judge.
 
 use std::net::Ipv4Addr;
