@@ -269,7 +269,13 @@ impl Worker {
                 Err(TrySendError::Disconnected(tables)) => drop(tables), // nobody is left to free them
             }
         }
-        self.forwarder.tick(now, &mut self.ports);
+        match self.observer.take() {
+            None => self.forwarder.tick(now, &mut self.ports),
+            Some(mut observer) => {
+                self.forwarder.tick_observed(now, &mut self.ports, &mut observer);
+                self.observer = Some(observer);
+            }
+        }
         self.ports.flush();
     }
 

@@ -2,6 +2,7 @@
 //! carry, commands (PT-03, PT-04, UP-01).
 
 use super::*;
+use crate::forward::Observer;
 use crate::packet::{ChecksumState, Gso, GsoKind};
 use crate::port::Capabilities;
 use crate::port::memory::{Link, MemoryHandle, MemoryPort, Rings};
@@ -266,4 +267,26 @@ fn a_running_worker_forwards_answers_and_stops() {
     handle.send(Command::Stop).unwrap();
     worker.join().unwrap();
     assert_eq!(handle.send(Command::Stop), Err(Stopped));
+}
+
+#[test]
+fn nb_02_who_watches_hears_what_the_chores_give_up() {
+    #[derive(Clone, Default)]
+    struct Ear(Arc<std::sync::Mutex<Vec<Event>>>);
+    impl Observer for Ear {
+        fn see(&mut self, event: Event) {
+            self.0.lock().unwrap().push(event);
+        }
+    }
+    let mut rig = plain();
+    let ear = Ear::default();
+    rig.worker.observe(Some(Box::new(ear.clone())));
+    rig.inject(CALI_7, &syn(POD, "172.16.5.5:80")); // on ens3's link, and nobody answers
+    rig.run();
+    assert!(matches!(ear.0.lock().unwrap().last(), Some(Event::Held { port: ENS3, .. })));
+    rig.now = rig.now + std::time::Duration::from_secs(2);
+    rig.worker.chores(rig.now);
+    rig.balance();
+    assert_eq!(rig.dropped(Reason::NeighbourFailed), 1);
+    assert!(ear.0.lock().unwrap().contains(&Event::Dropped(Reason::NeighbourFailed)));
 }
