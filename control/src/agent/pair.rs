@@ -64,9 +64,8 @@ impl Port for PairPort {
         self.port.transmit(burst)
     }
 
-    /// The kernel's end is the host's: it shares nothing of this one.
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared_with_kernel: false, ..self.port.capabilities() }
+        self.port.capabilities()
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

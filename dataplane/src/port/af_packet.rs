@@ -256,7 +256,7 @@ impl Port for AfPacketPort {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { partial_checksum: true, gso: true, shared_with_kernel: true }
+        Capabilities { partial_checksum: true, gso: true }
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

@@ -64,9 +64,6 @@ pub struct Capabilities {
     pub partial_checksum: bool,
     /// Super-frames may leave unsegmented.
     pub gso: bool,
-    /// The kernel sees the port's frames as well and handles what is not Pollux's to forward (ARP of the
-    /// host's addresses, multicast, other ether types): such frames need not be passed to the host port.
-    pub shared_with_kernel: bool,
 }
 
 impl Capabilities {

@@ -172,7 +172,7 @@ impl Port for TapPort {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { partial_checksum: true, gso: true, shared_with_kernel: false }
+        Capabilities { partial_checksum: true, gso: true }
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
