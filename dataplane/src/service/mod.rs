@@ -167,6 +167,55 @@ pub struct Request<A: Family> {
     pub destination_is_local: Locality,
 }
 
+/// What the nat stage asks about a packet. A [`Request`] answers for one packet; a proof answers for a whole
+/// set of them, and asks again where they differ. Where the packets are addressed is one answer for all.
+pub trait Question<A: Family> {
+    /// Destination address.
+    fn destination(&self) -> A::Addr;
+    /// Destination port.
+    fn destination_port(&self) -> u16;
+    /// Protocol.
+    fn protocol(&self) -> Protocol;
+    /// Whether the destination is an address of the node.
+    fn destination_is_local(&self) -> bool;
+    /// Whether the source is in `prefix`.
+    fn source_within(&self, prefix: &Prefix<A>) -> bool;
+    /// Whether the source is an address of the node.
+    fn source_is_local(&self) -> bool;
+    /// Whether the packet came from a port whose interface the detector takes for a pod's.
+    fn from_pod_port(&self) -> bool;
+}
+
+impl<A: Family> Question<A> for Request<A> {
+    fn destination(&self) -> A::Addr {
+        self.destination
+    }
+
+    fn destination_port(&self) -> u16 {
+        self.destination_port
+    }
+
+    fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    fn destination_is_local(&self) -> bool {
+        self.destination_is_local == Locality::Local
+    }
+
+    fn source_within(&self, prefix: &Prefix<A>) -> bool {
+        prefix.contains(self.source)
+    }
+
+    fn source_is_local(&self) -> bool {
+        self.source_is_local == Locality::Local
+    }
+
+    fn from_pod_port(&self) -> bool {
+        self.origin == Origin::PodPort
+    }
+}
+
 /// Whether an address is one of the node's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Locality {
