@@ -39,7 +39,7 @@ pub struct Set<A: Family> {
     /// Names of the sets it holds, if it is a list.
     pub members: Vec<String>,
     /// `netmask`: the length of what is looked at of addresses in `hash:ip` and `bitmap:ip`.
-    netmask: u8,
+    pub netmask: u8,
 }
 
 /// The types of sets that are known.
