@@ -77,6 +77,8 @@ pub struct Counterexample {
     pub left: Vec<Way>,
     /// What the other side does.
     pub right: Vec<Way>,
+    /// The cause: what is special about each side's outcome, and which kind of rule or entry it comes from.
+    pub cause: String,
     /// How many more pieces differ for the same cause.
     pub more: u64,
 }
@@ -134,7 +136,12 @@ const EXPLAINED: usize = 20_000;
 
 impl<'a, A: Family> Proof<'a, A> {
     /// Prepares a proof. `local`: the addresses of the node, loopback ones need not be listed.
-    pub(super) fn new(left: Rules<'a, A>, right: Right<'a, A>, local: &[A::Addr], pods: PodInterface) -> Self {
+    pub(super) fn new(
+        left: Rules<'a, A>,
+        right: Right<'a, A>,
+        local: &[A::Addr],
+        pods: PodInterface,
+    ) -> Self {
         let mut own_mark = left.index().own_mark();
         let mut named: Vec<&Interface> = left.index().interfaces().collect();
         let mut constants: Vec<Interface> = Vec::new();
@@ -419,7 +426,13 @@ impl Findings {
         }
         let key = format!("{} | {}", shape(left, right), shape(right, left));
         let steps = |ways: &[Way]| ways.iter().map(|way| way.steps.len()).sum::<usize>();
-        let found = Counterexample { packet, left: ways(left, right), right: ways(right, left), more: 0 };
+        let found = Counterexample {
+            packet,
+            left: ways(left, right),
+            right: ways(right, left),
+            cause: key.clone(),
+            more: 0,
+        };
         let length = |found: &Counterexample| steps(&found.left) + steps(&found.right);
         match self.causes.get_mut(&key) {
             None => {
@@ -480,11 +493,14 @@ fn has<A: Family>(other: &Distribution<A>, branch: &Branch<A>) -> bool {
 
 /// What is special about one side: outcomes that the other does not have so, and where they come from.
 fn shape<A: Family>(this: &Distribution<A>, other: &Distribution<A>) -> String {
+    let refuses = |branch: &Branch<A>| !matches!(branch.outcome, Outcome::Passes(_));
+    let refused = this.branches.iter().chain(&other.branches).any(refuses);
     let mut shapes: Vec<String> = Vec::new();
     for branch in this.branches.iter().filter(|branch| !has(other, branch)) {
         let mut saying = branch.steps.iter().filter(|step| step.says);
-        // Who refuses is the last to speak; who translates, the first.
+        // Who refuses is the last to speak, and what went on elsewhere is no cause; who translates, the first.
         let step = match branch.outcome {
+            Outcome::Passes(_) if refused => None,
             Outcome::Passes(_) => saying.next(),
             Outcome::Drops | Outcome::Rejects(_) => saying.last(),
         };
@@ -550,12 +566,8 @@ fn sample<A: Family>(world: &World<A>, target: &Target<A>, piece: &Piece) -> Sam
     }
 }
 
-/// A member of a set that is not empty: not zero, where it has another.
+/// A member of a set that is not empty: the second of its first span, as hosts are numbered, where it has one.
 fn some(numbers: &Ranges) -> u128 {
-    let spans = numbers.spans();
-    match spans {
-        [(0, 0), (next, _), ..] => *next,
-        [(0, last), ..] if *last > 0 => 1,
-        _ => numbers.first().expect("a piece is not empty"),
-    }
+    let (first, last) = *numbers.spans().first().expect("a piece is not empty");
+    if first < last { first + 1 } else { first }
 }

@@ -130,8 +130,14 @@ pub(super) fn classes(universe: (u128, u128), singles: &[u128], spans: &[(u128, 
     classes
 }
 
-/// The smallest number from `first` to `last` that is not among `taken`, which is sorted.
+/// A number from `first` to `last` that is not among `taken`, which is sorted: the smallest behind `first`, as
+/// hosts are numbered, or `first` itself.
 fn free_member(first: u128, last: u128, taken: &[u128]) -> Option<u128> {
+    let behind = first.checked_add(1).and_then(|second| free_from(second, last, taken));
+    behind.or_else(|| free_from(first, last, taken))
+}
+
+fn free_from(first: u128, last: u128, taken: &[u128]) -> Option<u128> {
     let mut member = first;
     for &one in &taken[taken.partition_point(|one| *one < first)..] {
         if one > member {
