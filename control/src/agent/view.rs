@@ -20,7 +20,7 @@ use super::shared::{Shared, State};
 use crate::cluster::{IpPrefix, Service, ServiceType, TrafficPolicy, parse_address};
 use crate::config::node::{Backend, Role, Source};
 use crate::config::proxy::DetectLocal;
-use crate::translate::{ServicePortRules, endpoint_name};
+use crate::translate::{ServicePortRules, ServicePorts, endpoint_name};
 
 /// The Services.
 pub(super) fn services(state: &State, filter: &Filter) -> Vec<ServiceItem> {
@@ -65,13 +65,13 @@ fn service(service: &Service) -> ServiceItem {
 /// The endpoints of all service ports, as compiled.
 pub(super) fn endpoints(state: &State, filter: &Filter) -> Vec<EndpointsItem> {
     fn of<'a, A: Family>(
-        rules: &'a [ServicePortRules<A>],
+        ports: &'a ServicePorts<A>,
         filter: &'a Filter,
     ) -> impl Iterator<Item = EndpointsItem> + 'a {
         let meant = |rules: &&ServicePortRules<A>| {
             filter.names_object(&rules.id.service.namespace, &rules.id.service.name)
         };
-        rules.iter().filter(meant).map(|rules| EndpointsItem {
+        ports.iter().filter(meant).map(|rules| EndpointsItem {
             namespace: rules.id.service.namespace.clone(),
             name: rules.id.service.name.clone(),
             port_name: rules.id.port_name.clone(),

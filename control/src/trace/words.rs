@@ -16,7 +16,7 @@ use pollux_dataplane::stats::Reason;
 use pollux_dataplane::tables::{FamilyTables, MasqueradePorts, MasqueradeRule, Match, Tables};
 use serde::Serialize;
 
-use crate::translate::{Chain, ServicePortRules};
+use crate::translate::{Chain, ServicePorts};
 
 /// One step of a packet's way.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -39,7 +39,7 @@ fn step(table: &str, chain: impl Into<String>, rule: impl Into<String>, effect: 
 pub(super) struct Words<'a, A: Family> {
     pub(super) tables: &'a Tables,
     pub(super) family: &'a FamilyTables<A>,
-    pub(super) ports: &'a [ServicePortRules<A>],
+    pub(super) ports: &'a ServicePorts<A>,
 }
 
 impl<A: Family> Words<'_, A> {

@@ -65,6 +65,7 @@ struct Cluster {
     masquerade: MasqueradePorts,
     family: FamilyTables<V4>,
     connections: usize,
+    clients: usize,
 }
 
 /// A frame that left.
@@ -125,6 +126,7 @@ fn cluster() -> Cluster {
         masquerade: MasqueradePorts::Keep,
         family: FamilyTables::default(),
         connections: 4096,
+        clients: 4096,
     }
 }
 
@@ -187,7 +189,12 @@ impl Cluster {
 
     /// The forwarder with these tables, and the neighbours of the seed.
     fn start(self) -> Node {
-        let settings = Settings { connections: self.connections, timeouts: Timeouts::default(), seed: 7 };
+        let settings = Settings {
+            connections: self.connections,
+            clients: self.clients,
+            timeouts: Timeouts::default(),
+            seed: 7,
+        };
         let mut forwarder = Forwarder::new(&settings, pool()).unwrap();
         forwarder.set_tables(Arc::new(self.tables()));
         let now = Instant::from_secs(100);
