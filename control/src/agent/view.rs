@@ -252,9 +252,16 @@ pub(super) fn stats(shared: &Shared) -> Option<StatsItem> {
         let neighbours = forwarder.neighbours_v4().len() + forwarder.neighbours_v6().len();
         let (v4, v6) = (forwarder.flows_v4(), forwarder.flows_v6());
         let flows = (v4.len() + v6.len(), v4.capacity() + v6.capacity());
-        (stats, ports, neighbours, flows, [v4.counters(), v6.counters()])
+        let flow_counters = [v4.counters(), v6.counters()];
+        let (v4, v6) = (forwarder.clients_v4(), forwarder.clients_v6());
+        let clients = (
+            (v4.len() + v6.len()) as u64,
+            (v4.capacity() + v6.capacity()) as u64,
+            v4.refused() + v6.refused(),
+        );
+        (stats, ports, neighbours, flows, flow_counters, clients)
     });
-    let (stats, ports, neighbours, (flows, capacity), [v4, v6]) = asked.ok()?;
+    let (stats, ports, neighbours, (flows, capacity), [v4, v6], clients) = asked.ok()?;
     let of = |field: fn(&Counters) -> u64| field(&v4) + field(&v6);
     let names = &shared.state().compiled.tables.ports;
     let worker = WorkerItem {
@@ -274,6 +281,9 @@ pub(super) fn stats(shared: &Shared) -> Option<StatsItem> {
         flows_evicted: of(|counters| counters.evicted),
         flows_removed: of(|counters| counters.removed),
         flows_refused: of(|counters| counters.refused),
+        affinity_clients: clients.0,
+        affinity_capacity: clients.1,
+        affinity_refused: clients.2,
         neighbours: neighbours as u64,
         buffers_free: shared.pool.available() as u64,
         buffers: shared.pool.capacity() as u64,

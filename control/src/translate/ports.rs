@@ -27,7 +27,7 @@ impl<A: Family> ServicePorts<A> {
     }
 
     /// All of them, by Service and then in the object's order.
-    pub fn iter(&self) -> impl Iterator<Item = &ServicePortRules<A>> {
+    pub fn iter(&self) -> std::vec::IntoIter<&ServicePortRules<A>> {
         let mut all: Vec<_> = self.slots.iter().filter_map(|(_, rules)| rules.as_deref()).collect();
         all.sort_by_key(|rules| (&rules.id.service, rules.place));
         all.into_iter()
@@ -35,6 +35,15 @@ impl<A: Family> ServicePorts<A> {
 
     pub(super) fn set(&mut self, number: u32, rules: Option<Arc<ServicePortRules<A>>>) {
         *self.slots.get_mut(number) = rules;
+    }
+}
+
+impl<'a, A: Family> IntoIterator for &'a ServicePorts<A> {
+    type Item = &'a ServicePortRules<A>;
+    type IntoIter = std::vec::IntoIter<&'a ServicePortRules<A>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 
