@@ -236,13 +236,15 @@ impl<A: Family> Words<'_, A> {
         match (seconds, chosen_by) {
             (Some(seconds), ChosenBy::Affinity) => {
                 let recent = recent::<A>(&format!("--rcheck --seconds {seconds} --reap"), &endpoint);
-                let effect = format!("backend {number} of {all}: the client was there in the last {seconds} s");
+                let effect =
+                    format!("backend {number} of {all}: the client was there in the last {seconds} s");
                 steps.push(step("nat", chain, jump(&recent), effect));
             }
             (seconds, _) => {
                 if let Some(seconds) = seconds {
                     let rule = format!("-m recent --rcheck --seconds {seconds} --reap --rsource");
-                    let effect = format!("the client was at none of the {all} backends in the last {seconds} s");
+                    let effect =
+                        format!("the client was at none of the {all} backends in the last {seconds} s");
                     steps.push(step("nat", chain.clone(), rule, effect));
                 }
                 let statistic = match all - place {

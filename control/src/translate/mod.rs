@@ -12,6 +12,8 @@
 //! result is a function of the objects alone, whatever way led to them.
 
 pub mod endpoints;
+#[cfg(test)]
+mod laws;
 pub mod names;
 mod node;
 mod ports;

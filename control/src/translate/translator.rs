@@ -315,6 +315,18 @@ impl<A: Family> Translator<A> {
         }
     }
 
+    /// Whether nothing is left of what was translated.
+    #[cfg(test)]
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.services.is_empty()
+            && self.claims.is_empty()
+            && self.conflicts.is_empty()
+            && self.overlaps.is_empty()
+            && self.made.iter().all(Option::is_none)
+            && self.free.len() == self.made.len()
+            && self.builder.snapshot().frontends().count() == 0
+    }
+
     fn made(&self, number: u32) -> &Made<A> {
         made_at(&self.made, number)
     }

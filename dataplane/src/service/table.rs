@@ -5,10 +5,7 @@
 //! one before it, and whoever holds a snapshot sees all of the old or all of the new state (UP-01).
 
 use std::collections::BTreeMap;
-use std::hash::BuildHasher;
 use std::sync::Arc;
-
-use hashbrown::DefaultHashBuilder;
 
 use super::slots::Slots;
 use super::{
@@ -33,7 +30,6 @@ pub struct Services<A: Family> {
     leaves: Slots<Option<Arc<[Frontend<A>]>>>,
     /// One less than the number of leaves, which is a power of two.
     mask: u32,
-    hasher: DefaultHashBuilder,
     /// How many frontends there are.
     count: usize,
     blocks: Slots<Option<Arc<[Backend<A>]>>>,
@@ -93,7 +89,6 @@ impl<A: Family> Services<A> {
         Services {
             leaves: Slots::default(),
             mask: 0,
-            hasher: DefaultHashBuilder::default(),
             count: 0,
             blocks: Slots::default(),
             sticky: Slots::default(),
@@ -169,8 +164,26 @@ impl<A: Family> Services<A> {
 
     #[inline]
     fn hash(&self, key: &FrontendKey<A>) -> u32 {
-        self.hasher.hash_one(key) as u32 & self.mask
+        hash(key) as u32 & self.mask
     }
+}
+
+/// Not keyed: the keys are what the cluster's objects say, no packet chooses them, and the same objects give
+/// the same places.
+#[inline]
+fn hash<A: Family>(key: &FrontendKey<A>) -> u64 {
+    fn fold(one: u64, other: u64) -> u64 {
+        let product = u128::from(one) * u128::from(other);
+        product as u64 ^ (product >> 64) as u64
+    }
+    let (kind, address) = match key.address {
+        FrontendAddress::Address(address) => (1, address.bits()),
+        FrontendAddress::NodePort => (2, 0),
+    };
+    let rest = u64::from(key.port) | u64::from(key.protocol.0) << 16 | kind << 24;
+    // The digits of pi.
+    let low = fold(address as u64 ^ 0x243f_6a88_85a3_08d3, rest ^ 0x1319_8a2e_0370_7344);
+    fold(low ^ (address >> 64) as u64, 0xa409_3822_299f_31d0)
 }
 
 /// Frontends for each leaf, on average: more, and there will be more leaves.

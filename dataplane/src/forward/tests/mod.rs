@@ -2,6 +2,7 @@
 //! by etherparse, with checksums of its own. After every burst and every tick the balance of FW-05 is
 //! asserted, so every test here is also a test of it.
 
+mod affinity;
 mod changes;
 mod express;
 mod hygiene;
