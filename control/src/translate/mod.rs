@@ -115,7 +115,7 @@ pub fn translate<A: Family>(input: &Input<'_>) -> Translation<A> {
 
 impl Input<'_> {
     /// OBJ-02. (A Service without a clusterIP of the family is left out later, OBJ-07.)
-    fn serves(&self, service: &Service) -> bool {
+    pub(crate) fn serves(&self, service: &Service) -> bool {
         let ours = match &service.proxy_name {
             None => true,
             Some(name) => self.service_proxy_name == Some(name),
@@ -125,7 +125,7 @@ impl Input<'_> {
 }
 
 /// The slices of each Service, in the order of their names (OBJ-02, OBJ-04).
-fn slices_by_service(cluster: &Cluster) -> HashMap<&NamespacedName, Vec<&EndpointSlice>> {
+pub(crate) fn slices_by_service(cluster: &Cluster) -> HashMap<&NamespacedName, Vec<&EndpointSlice>> {
     let mut slices: HashMap<_, Vec<_>> = HashMap::with_capacity(cluster.services.len());
     for slice in cluster.slices.values().filter(|slice| !slice.headless) {
         if let Some(service) = &slice.service {
