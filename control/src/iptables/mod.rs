@@ -11,6 +11,14 @@
 //! outside the file (a limit, an ipset that was not given) is kept as what it is, for the reader to decide.
 
 pub mod generate;
+pub mod parse;
+mod parse_icmp;
+mod parse_match;
+mod parse_rule;
+mod parse_structure;
+mod parse_target;
+mod parse_words;
+mod print;
 
 use std::ops::RangeInclusive;
 
@@ -458,6 +466,10 @@ impl<A: Family> Table<A> {
 }
 
 impl Hook {
+    /// All of them.
+    pub const ALL: [Hook; 5] =
+        [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+
     /// The name of base chains at the hook.
     pub fn chain(self) -> &'static str {
         match self {
@@ -471,6 +483,21 @@ impl Hook {
 }
 
 impl TableName {
+    /// All of them, in the order of their priorities at a hook.
+    pub const ALL: [TableName; 5] =
+        [TableName::Raw, TableName::Mangle, TableName::Nat, TableName::Filter, TableName::Security];
+
+    /// The hooks at which the table has base chains.
+    pub fn hooks(self) -> &'static [Hook] {
+        use Hook::{Forward, Input, Output, Postrouting, Prerouting};
+        match self {
+            TableName::Raw => &[Prerouting, Output],
+            TableName::Mangle => &[Prerouting, Input, Forward, Output, Postrouting],
+            TableName::Nat => &[Prerouting, Input, Output, Postrouting],
+            TableName::Filter | TableName::Security => &[Input, Forward, Output],
+        }
+    }
+
     /// As `iptables -t` has it.
     pub fn name(self) -> &'static str {
         match self {
