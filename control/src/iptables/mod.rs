@@ -10,6 +10,7 @@
 //! Nothing is skipped: what the parser does not know is an error with its line, and what depends on something
 //! outside the file (a limit, an ipset that was not given) is kept as what it is, for the reader to decide.
 
+pub mod evaluate;
 pub mod generate;
 pub mod parse;
 mod parse_icmp;
