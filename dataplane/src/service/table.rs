@@ -3,7 +3,7 @@
 use hashbrown::HashMap;
 
 use super::{
-    Backend, BackendSet, Destination, Detector, FilterRule, FilterStage, FilterVerdict, Frontend,
+    Affinity, Backend, BackendSet, Destination, Detector, FilterRule, FilterStage, FilterVerdict, Frontend,
     FrontendAddress, FrontendKey, FrontendKind, Loopback, Mark, MarkReason, NodePortAddresses, Path,
     Question, Walk,
 };
@@ -194,17 +194,40 @@ impl<A: Family> Services<A> {
         }
     }
 
-    /// The filter stage (WK-07), for a packet whose connection has not seen a reply. `request` has the
-    /// destination after translation. Marked packets that are forwarded never ask: they were accepted.
-    pub fn filter(&self, stage: FilterStage, request: &impl Question<A>) -> Option<FilterVerdict> {
-        let addressed = || self.range(FrontendAddress::Address(request.destination()), request);
-        let firewall = addressed().map(|at| self.frontend(FrontendId(at))).any(|frontend| {
+    /// The choice that affinity makes for a client among the backends of `set`, which `frontend` offers
+    /// (AF-02): the first in endpoint order that `fresh` says the client was at within the timeout. Nothing:
+    /// it is a free choice (EP-06).
+    pub fn sticky(
+        &self,
+        frontend: FrontendId,
+        set: BackendSet,
+        mut fresh: impl FnMut(&Backend<A>, Affinity) -> bool,
+    ) -> Option<u32> {
+        let affinity = self.frontend(frontend).affinity?;
+        let place = self.backends(set).iter().position(|backend| fresh(backend, affinity))?;
+        Some(place as u32)
+    }
+
+    /// The firewall of source ranges (NO-04): it stands before everything else of the filter stage, also
+    /// before marked packets are accepted. `request` has the destination after translation.
+    pub fn firewall(&self, request: &impl Question<A>) -> Option<FilterVerdict> {
+        let mut addressed = self.range(FrontendAddress::Address(request.destination()), request);
+        let guarded = addressed.any(|at| {
+            let frontend = self.frontend(FrontendId(at));
             // What has passed the nat stage and still has this destination was let in by no range.
             frontend.kind == FrontendKind::LoadBalancer && frontend.sources.is_some()
         });
-        if firewall {
-            return Some(FilterVerdict::SourceRange);
+        guarded.then_some(FilterVerdict::SourceRange)
+    }
+
+    /// The filter stage (WK-07), for a packet whose connection has not seen a reply. `request` has the
+    /// destination after translation. A marked packet that is forwarded only meets the
+    /// [`firewall`](Services::firewall): then it is accepted.
+    pub fn filter(&self, stage: FilterStage, request: &impl Question<A>) -> Option<FilterVerdict> {
+        if let Some(verdict) = self.firewall(request) {
+            return Some(verdict);
         }
+        let addressed = || self.range(FrontendAddress::Address(request.destination()), request);
         let (internal, external) = match stage {
             FilterStage::Input => (false, true),
             FilterStage::Forward => (true, true),
