@@ -8,15 +8,15 @@ use pollux_control::iptables::{
     RejectWith, Rule, Ruleset, Side, States, Table, Target, Test,
 };
 use pollux_dataplane::packet::{Address, Family, Prefix, Protocol};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 
 /// One change of a ruleset.
 #[derive(Clone, Debug)]
-pub struct Change<A: Family> {
+pub(super) struct Change<A: Family> {
     /// What kind of change it is.
-    pub operator: &'static str,
+    pub(super) operator: &'static str,
     table: usize,
     chain: usize,
     edit: Edit<A>,
@@ -36,7 +36,7 @@ enum Edit<A: Family> {
 
 impl<A: Family> Change<A> {
     /// The rules with the change.
-    pub fn apply(&self, rules: &Ruleset<A>) -> Ruleset<A> {
+    pub(super) fn apply(&self, rules: &Ruleset<A>) -> Ruleset<A> {
         let mut changed = rules.clone();
         let chain = &mut changed.tables[self.table].chains[self.chain];
         match &self.edit {
@@ -50,15 +50,25 @@ impl<A: Family> Change<A> {
         changed
     }
 
+    /// The chain that is changed: its table's number and its own.
+    pub(super) fn place(&self, rules: &Ruleset<A>) -> (u8, u32) {
+        (rules.tables[self.table].name as u8, self.chain as u32)
+    }
+
     /// Where, and what: one line for the place, one for the rule before, one for it after.
-    pub fn describe(&self, rules: &Ruleset<A>) -> String {
+    pub(super) fn describe(&self, rules: &Ruleset<A>) -> String {
         let table = &rules.tables[self.table];
         let chain = &table.chains[self.chain];
         let place = format!("{}: {} {}", self.operator, table.name.name(), chain.name);
-        let show = |rule: &Rule<A>| super::show(table, chain, rule);
+        let show = |rule: &Rule<A>| table.show(ChainId(self.chain as u32), rule).to_string();
         match &self.edit {
             Edit::Remove(at) | Edit::Duplicate(at) => {
-                format!("{place} rule {} line {}\n  {}", at + 1, chain.rules[*at].line, show(&chain.rules[*at]))
+                format!(
+                    "{place} rule {} line {}\n  {}",
+                    at + 1,
+                    chain.rules[*at].line,
+                    show(&chain.rules[*at])
+                )
             }
             Edit::Swap(at) => format!(
                 "{place} rules {} and {}\n  {}\n  {}",
@@ -81,7 +91,7 @@ impl<A: Family> Change<A> {
 }
 
 /// Every change, in the order of the rules.
-pub fn changes<A: Family>(rules: &Ruleset<A>) -> Vec<Change<A>> {
+pub(super) fn changes<A: Family>(rules: &Ruleset<A>) -> Vec<Change<A>> {
     let mut changes = Vec::new();
     for (table_at, table) in rules.tables.iter().enumerate() {
         let reach = reach(table);
@@ -116,7 +126,7 @@ pub fn changes<A: Family>(rules: &Ruleset<A>) -> Vec<Change<A>> {
 }
 
 /// At most `each` changes of every kind, drawn by `seed`, in the order of the rules.
-pub fn draw<A: Family>(changes: Vec<Change<A>>, each: usize, seed: u64) -> Vec<Change<A>> {
+pub(super) fn draw<A: Family>(changes: Vec<Change<A>>, each: usize, seed: u64) -> Vec<Change<A>> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut by_operator: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (at, change) in changes.iter().enumerate() {
@@ -221,7 +231,9 @@ fn tests<A: Family>(test: &Test<A>) -> Vec<(&'static str, Test<A>)> {
     let mut found = Vec::new();
     match test {
         Test::Source(prefix) => {
-            found.extend(prefixes(*prefix).into_iter().map(|(operator, prefix)| (operator, Test::Source(prefix))));
+            found.extend(
+                prefixes(*prefix).into_iter().map(|(operator, prefix)| (operator, Test::Source(prefix))),
+            );
             found.push(("source for destination", Test::Destination(*prefix)));
         }
         Test::Destination(prefix) => {
@@ -257,18 +269,23 @@ fn tests<A: Family>(test: &Test<A>) -> Vec<(&'static str, Test<A>)> {
                 Side::Source => Side::Destination,
                 Side::Destination => Side::Source,
             };
-            found.push(("address type of the other side", Test::AddressType {
-                side: other,
-                kinds: *kinds,
-                limit: *limit,
-            }));
+            found.push((
+                "address type of the other side",
+                Test::AddressType { side: other, kinds: *kinds, limit: *limit },
+            ));
             let unicast = AddressTypes(1 << 1);
-            found.push(("address type changed", Test::AddressType { side: *side, kinds: unicast, limit: *limit }));
+            found.push((
+                "address type changed",
+                Test::AddressType { side: *side, kinds: unicast, limit: *limit },
+            ));
         }
         Test::Mark(MarkTest { value, mask }) => {
             found.push(("mark test: value", Test::Mark(MarkTest { value: value ^ mask, mask: *mask })));
             found.push(("mark test: bit", Test::Mark(MarkTest { value: value << 1, mask: mask << 1 })));
-            found.push(("mark test: wider mask", Test::Mark(MarkTest { value: *value, mask: mask | mask << 1 })));
+            found.push((
+                "mark test: wider mask",
+                Test::Mark(MarkTest { value: *value, mask: mask | mask << 1 }),
+            ));
             found.push(("mark test: no mask", Test::Mark(MarkTest { value: *value, mask: u32::MAX })));
         }
         Test::State(states) => {
@@ -299,7 +316,9 @@ fn tests<A: Family>(test: &Test<A>) -> Vec<(&'static str, Test<A>)> {
             }
         }
         Test::Recent(recent) => {
-            found.extend(recents::<A>(recent).into_iter().map(|(operator, recent)| (operator, Test::Recent(recent))));
+            found.extend(
+                recents::<A>(recent).into_iter().map(|(operator, recent)| (operator, Test::Recent(recent))),
+            );
         }
         Test::Nfacct(_) => found.push(("counter renamed", Test::Nfacct("another".to_string()))),
         _ => {}
@@ -423,7 +442,10 @@ fn nats<A: Family>(nat: &Nat<A>) -> Vec<(&'static str, Nat<A>)> {
     let mut found = Vec::new();
     if let Some((first, last)) = nat.addresses {
         let next = |address: A::Addr| A::Addr::from_bits(address.bits().wrapping_add(1));
-        found.push(("nat: address plus one", Nat { addresses: Some((next(first), next(last))), ..nat.clone() }));
+        found.push((
+            "nat: address plus one",
+            Nat { addresses: Some((next(first), next(last))), ..nat.clone() },
+        ));
         found.push(("nat: two addresses", Nat { addresses: Some((first, next(last))), ..nat.clone() }));
         found.push(("nat: address kept", Nat { addresses: None, ..nat.clone() }));
     }
