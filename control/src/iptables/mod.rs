@@ -12,6 +12,7 @@
 
 pub mod evaluate;
 pub mod generate;
+pub mod ipset;
 pub mod parse;
 mod parse_icmp;
 mod parse_match;
@@ -435,6 +436,12 @@ pub enum RandomPorts {
     Random,
     /// `--random-fully`
     Fully,
+}
+
+impl<A: Family> Nat<A> {
+    /// Keeps address and port.
+    pub const KEEP: Nat<A> =
+        Nat { addresses: None, ports: None, random: RandomPorts::Keep, persistent: false };
 }
 
 impl<A: Family> Ruleset<A> {
