@@ -274,7 +274,8 @@ impl<'a, A: Family> Rules<'a, A> {
         Outcome::Passes(Passed {
             destination: walker.translated,
             source: walker.source.clone(),
-            mark: walker.mark.value & walker.mark.known,
+            // Bits of others leave as they came.
+            mark: walker.mark.value & walker.mark.known & ask.world.own_mark,
             noted,
         })
     }
