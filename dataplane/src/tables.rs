@@ -232,10 +232,10 @@ pub enum Sharing {
 /// NB-01.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ProxyArp {
-    /// Only requests for the port's own addresses are answered.
+    /// Only questions for the port's own addresses are answered.
     #[default]
     Off,
-    /// Every request is.
+    /// So are those for what is routed elsewhere.
     On,
 }
 
