@@ -22,6 +22,8 @@ pub struct Compiled {
     pub ports_v4: ServicePorts<V4>,
     /// Those of IPv6.
     pub ports_v6: ServicePorts<V6>,
+    /// Counts the updates that changed which frontends there are: as long as it stays, so do they.
+    pub frontends: u64,
     /// The health checks that this node answers (UP-05).
     pub health_checks: Arc<[HealthCheck]>,
     /// Conflicts that were decided, and the like: worth saying, no error.
@@ -82,6 +84,7 @@ impl Compiler {
             tables: Arc::new(tables),
             ports_v4: v4.ports,
             ports_v6: v6.ports,
+            frontends: v4.frontends + v6.frontends,
             health_checks: self.health_checks.of([v4.health_checks, v6.health_checks]),
             reports,
         }
