@@ -294,7 +294,7 @@ impl<A: Family> Followed<A> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn up_01_following_changes_comes_to_the_same_as_translating_all_at_once(

@@ -9,6 +9,7 @@
 //! tunnel (TN-01), which is not there yet: until it is, the walk ends at the host, whose kernel has the
 //! tunnel device, and `w10_…` holds it to that.
 
+mod affinity;
 mod host;
 mod node_ports;
 mod pods;
