@@ -13,7 +13,7 @@ use crate::nat::ports::PortSearch;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
 use crate::packet::transport::verify_transport_checksum;
-use crate::packet::{Address, Family, Packet, PortId};
+use crate::packet::{Address, Family, Packet, PortId, Protocol};
 use crate::route::{Route, RouteKind};
 use crate::service::{
     Affinity, Backend, BackendSet, Destination, FilterStage, FilterVerdict, FrontendId, Locality, Mark,
@@ -78,6 +78,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             martian(headers)?;
         }
         let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
+        // The kernel's tracker finds no transport in an IPv6 packet that ends with its extension headers.
+        if A::VERSION == 6 && headers.protocol == Protocol::NO_NEXT_HEADER {
+            return Err(Reason::Invalid.into());
+        }
         let state = flow::first_packet(key, event).map_err(|flow::Invalid| Reason::Invalid)?;
         if !verify_transport_checksum(packet, headers) {
             return Err(Reason::TransportChecksum.into());
@@ -192,6 +196,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     pub(super) fn route(&mut self, destination: A::Addr) -> Result<Way, Refusal> {
         let found = self.tables.routing.fib.lookup(destination);
         let result = match found.map(|route| route.kind) {
+            // Every link has a route to these: which one is meant, the table does not say.
+            _ if A::VERSION == 6 && (destination.stays_on_link() || destination.is_multicast()) => {
+                Ok(Way::Host)
+            }
             Some(RouteKind::Via(hop)) => {
                 let neighbour = hop.neighbour(destination);
                 let adjacency = self.state.neighbours.get_or_create(hop.port, neighbour, self.now);
@@ -201,6 +209,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 Ok(Way::Host)
             }
             Some(RouteKind::Blackhole) => Err(Reason::RouteBlackhole.into()),
+            // The kernel's IPv6 says the same as where there is no route (`ip6_pkt_discard`).
+            Some(RouteKind::Unreachable) if A::VERSION == 6 => {
+                Err(Refusal::answered(Reason::RouteUnreachable, ErrorKind::NetUnreachable))
+            }
             Some(RouteKind::Unreachable) => {
                 Err(Refusal::answered(Reason::RouteUnreachable, ErrorKind::HostUnreachable))
             }
@@ -226,7 +238,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     pub(super) fn route_new(&mut self, destination: A::Addr, origin: Origin) -> Result<Way, Refusal> {
         let way = self.route(destination)?;
         let kind = || self.tables.routing.fib.lookup(destination).map(|route| route.kind);
-        let to_group = || matches!(kind(), Some(RouteKind::Broadcast | RouteKind::Multicast));
+        let to_group = || {
+            destination.is_multicast() || matches!(kind(), Some(RouteKind::Broadcast | RouteKind::Multicast))
+        };
         if origin == Origin::Host && way == Way::Host && to_group() {
             return Err(Reason::NotForPollux.into());
         }
@@ -349,10 +363,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         Err(Reason::SnatExhausted.into())
     }
 
-    /// CT-08: to the node untranslated, otherwise nowhere.
+    /// CT-08: from a port to the node untranslated, otherwise nowhere. What the host itself sends is never
+    /// forwarded traffic: its stray RST leaves, as the kernel's OUTPUT lets it.
     pub(super) fn invalid(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, reason: Reason) {
         self.observer.see(Event::Invalid);
-        if origin != Origin::Host && self.locality(headers.destination) == Locality::Local {
+        if origin == Origin::Host && reason == Reason::Invalid {
+            self.send_as_it_is(packet, headers, origin);
+        } else if origin != Origin::Host && self.locality(headers.destination) == Locality::Local {
             self.deliver(packet);
         } else {
             self.drop(packet, reason);
@@ -372,7 +389,10 @@ struct Connection<A: Family> {
 pub(super) fn martian<A: Family>(headers: &Headers<A>) -> Result<(), Refusal> {
     let (source, destination) = (headers.source, headers.destination);
     let broadcast = |address: A::Addr| A::VERSION == 4 && address.bits() == u128::from(u32::MAX);
-    if source.is_loopback() || source.is_multicast() || source.is_unspecified() || broadcast(source) {
+    // The kernel takes ::ffff:a.b.c.d for IPv4 everywhere but on the wire (draft-itojun-v6ops-v4mapped-harmful).
+    let mapped = A::VERSION == 6 && source.bits() >> 32 == 0xffff;
+    if source.is_loopback() || source.is_multicast() || source.is_unspecified() || broadcast(source) || mapped
+    {
         return Err(Reason::MartianSource.into());
     }
     if destination.is_loopback() || destination.is_unspecified() {

@@ -6,6 +6,7 @@ mod affinity;
 mod changes;
 mod express;
 mod hygiene;
+mod ipv6;
 mod laws;
 mod neighbours;
 mod source_ports;
