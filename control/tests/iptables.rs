@@ -6,8 +6,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
+use pollux_control::iptables::Ruleset;
 use pollux_control::iptables::parse::parse;
-use pollux_control::iptables::{Ruleset, Target};
 use pollux_dataplane::packet::{Family, V4, V6};
 
 /// The files below `folder` that hold rules, in name order.
