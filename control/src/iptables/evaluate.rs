@@ -171,7 +171,7 @@ pub trait World<A: Family> {
     /// Whether packets to an address are delivered to the node.
     fn is_local(&self, address: A::Addr) -> bool;
 
-    /// The interface by which packets to an address that is not local leave.
+    /// The interface by which packets to an address that is not local leave. Marks and sources do not route.
     fn out_interface(&self, destination: A::Addr) -> &str;
 
     /// The address that MASQUERADE gives packets that leave by an interface to a destination.
