@@ -13,13 +13,18 @@
 //! and `-o` see an empty name where there is no interface; a forwarded packet still has its input interface in
 //! POSTROUTING, as it has since Linux 5.7.
 
+pub mod steps;
+#[cfg(test)]
+mod tests;
+mod walk;
+
 use pollux_dataplane::packet::{Address, Family, Protocol};
 
-use super::evaluate_walk::Walk;
 use super::{
     AddressTypes, ChainId, Hook, Nat, Physdev, Policy, RandomPorts, Recent, RejectWith, Rule, Ruleset, Side,
     States, Table, TableName,
 };
+use walk::Walk;
 
 /// A packet where it enters.
 #[derive(Clone, Debug)]
@@ -222,11 +227,7 @@ pub trait World<A: Family> {
     }
 }
 
-pub(super) fn kept_port(
-    range: Option<&std::ops::RangeInclusive<u16>>,
-    random: RandomPorts,
-    port: u16,
-) -> u16 {
+fn kept_port(range: Option<&std::ops::RangeInclusive<u16>>, random: RandomPorts, port: u16) -> u16 {
     match range {
         Some(range) if random == RandomPorts::Fully || !range.contains(&port) => *range.start(),
         _ => port,
@@ -319,11 +320,14 @@ pub fn evaluate<A: Family, W: World<A>, T: Watch<A>>(
     Evaluator::new(rules).evaluate(packet, world, watch)
 }
 
+/// A base chain, if there is one, and its table.
+type Base<'r, A> = Option<(&'r Table<A>, ChainId)>;
+
 /// Rules with their base chains at hand, for many packets.
 #[derive(Debug)]
 pub struct Evaluator<'r, A: Family> {
     /// By table and hook.
-    pub(super) bases: [[Option<(&'r Table<A>, ChainId)>; Hook::ALL.len()]; TableName::ALL.len()],
+    bases: [[Base<'r, A>; Hook::ALL.len()]; TableName::ALL.len()],
 }
 
 impl<'r, A: Family> Evaluator<'r, A> {
@@ -346,7 +350,3 @@ impl<'r, A: Family> Evaluator<'r, A> {
         Walk::new(self, packet, world, watch).run()
     }
 }
-
-#[cfg(test)]
-#[path = "evaluate_tests.rs"]
-mod tests;

@@ -11,8 +11,6 @@
 //! outside the file (a limit, an ipset that was not given) is kept as what it is, for the reader to decide.
 
 pub mod evaluate;
-pub mod evaluate_steps;
-mod evaluate_walk;
 pub mod ipset;
 pub mod parse;
 mod parse_icmp;

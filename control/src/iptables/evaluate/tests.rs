@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use pollux_dataplane::packet::V4;
 
+use super::steps::Steps;
 use super::*;
-use crate::iptables::evaluate_steps::Steps;
 use crate::iptables::parse::parse;
 
 /// A node with 192.0.2.1; what is local to it leaves by nothing, 10.2.0.0/16 by `eth2`, the rest by `eth0`.
@@ -347,10 +347,7 @@ fn address_types_are_the_worlds() {
     assert!(holds_in("filter", "INPUT", "-m addrtype --dst-type LOCAL", &packet("192.0.2.1")));
     assert!(!holds_in("filter", "INPUT", "-m addrtype --dst-type UNICAST", &packet("192.0.2.1")));
     let types = |asked, types| {
-        super::super::evaluate_walk::is_of_type::<pollux_dataplane::packet::V6>(
-            AddressTypes(asked),
-            AddressTypes(types),
-        )
+        walk::is_of_type::<pollux_dataplane::packet::V6>(AddressTypes(asked), AddressTypes(types))
     };
     // Of IPv6 a local address is unicast too, and all that an address shows must hold.
     assert!(types(0b100, 0b110) && types(0b010, 0b110) && types(0b110, 0b110));

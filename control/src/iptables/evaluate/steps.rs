@@ -4,8 +4,8 @@ use std::fmt::{self, Display, Formatter};
 
 use pollux_dataplane::packet::Family;
 
-use super::evaluate::{Place, Watch};
-use super::{Hook, Policy, Rule, Ruleset, Table, TableName};
+use super::{Place, Watch};
+use crate::iptables::{Hook, Policy, Rule, Ruleset, Table, TableName};
 
 /// The steps of one walk, in order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -2,10 +2,10 @@
 
 use pollux_dataplane::packet::{Family, Prefix};
 
-use super::evaluate::{
+use super::{
     Evaluator, Name, NatState, Noted, Outcome, Packet, Place, Snat, Verdict, View, Watch, World, kept_port,
 };
-use super::{
+use crate::iptables::{
     AddressTypes, ChainId, ConnMark, Hook, InterfaceSide, Match, Nat, Policy, Ports, Recent, RecentAction,
     Side, States, Table, TableName, Target, Test,
 };
@@ -83,8 +83,8 @@ impl<'w, 'r, A: Family, W: World<A>, T: Watch<A>> Walk<'w, 'r, A, W, T> {
     /// Walks the packet to its end.
     pub(super) fn run(mut self) -> Outcome<A> {
         let end = match self.packet.in_interface {
-            Some(name) => self.from_port(Name::new(name)),
-            None => self.from_host(),
+            Some(name) => self.receive(Name::new(name)),
+            None => self.send(),
         };
         Outcome {
             verdict: end.unwrap_or_else(|end| end),
@@ -98,7 +98,7 @@ impl<'w, 'r, A: Family, W: World<A>, T: Watch<A>> Walk<'w, 'r, A, W, T> {
         }
     }
 
-    fn from_port(&mut self, name: Name) -> Result<Verdict, Early> {
+    fn receive(&mut self, name: Name) -> Result<Verdict, Early> {
         self.view.in_interface = name;
         self.table(TableName::Raw, Hook::Prerouting)?;
         self.tracked = Tracked::Yes;
@@ -115,7 +115,7 @@ impl<'w, 'r, A: Family, W: World<A>, T: Watch<A>> Walk<'w, 'r, A, W, T> {
         Ok(Verdict::Forwarded(self.view.out_interface))
     }
 
-    fn from_host(&mut self) -> Result<Verdict, Early> {
+    fn send(&mut self) -> Result<Verdict, Early> {
         // What the rules of OUTPUT see is the way to the first destination: the packet is routed again after
         // DNAT, but the hook is told its interface once.
         self.view.out_interface = self.route();
