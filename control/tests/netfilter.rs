@@ -1,19 +1,24 @@
-//! The kernel's iptables as the judge of the model: what is printed it takes and keeps as it was meant, and
-//! what it makes of every spelling is what the parser makes of it.
+//! The kernel's iptables as the judge of the model: what is printed it takes and keeps as it was meant, what
+//! it makes of every spelling is what the parser makes of it, and rules count the packets that they count when
+//! the evaluator walks them.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::io::Write;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use pollux_control::iptables::evaluate::steps::{Step, Steps};
+use pollux_control::iptables::evaluate::{Connection, Packet, Place, View, World, evaluate};
 use pollux_control::iptables::parse::parse;
-use pollux_control::iptables::{ChainId, Policy, Ruleset, Test};
+use pollux_control::iptables::{ChainId, Policy, Recent, Ruleset, Side, Test};
 use pollux_control::kernel::netns::Netns;
 use pollux_control::kernel::sandbox::{Sandbox, find_program};
-use pollux_dataplane::packet::{Family, V4, V6};
+use pollux_dataplane::packet::{Family, Protocol, V4, V6};
 
 fn main() -> ExitCode {
     // Before anything starts a thread.
@@ -34,6 +39,7 @@ fn main() -> ExitCode {
         trial("iptables_reads_every_spelling_alike", |netns| reads_alike::<V4>(netns, SPELLINGS_V4)),
         trial("ip6tables_reads_every_spelling_alike", |netns| reads_alike::<V6>(netns, SPELLINGS_V6)),
         trial("iptables_refuses_what_is_refused", refuses),
+        trial("the_evaluator_counts_as_the_kernel_does", counts_alike),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -354,4 +360,183 @@ fn refuses(netns: &Netns) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Rules on every hook: what conditions see there, and where walks go on.
+const COUNTED: &str = "\
+*raw
+:IN - [0:0]
+-A PREROUTING -p udp -j IN
+-A IN -p udp -m conntrack --ctstate INVALID
+-A IN -p udp -m conntrack --ctstate NEW
+-A IN -i lo -p udp
+-A OUTPUT -p udp -m conntrack --ctstate INVALID
+-A OUTPUT -p udp -m conntrack --ctstate NEW
+-A OUTPUT -p udp -m conntrack ! --ctorigdst 203.0.113.9
+-A OUTPUT -p udp -m connmark ! --mark 0x1
+COMMIT
+*mangle
+:POST - [0:0]
+-A PREROUTING -p udp -m mark --mark 0x7
+-A PREROUTING -p udp -m conntrack --ctstate NEW -m connmark ! --mark 0x9
+-A INPUT -s 192.0.2.9/32 -p udp -m conntrack --ctstate SNAT
+-A FORWARD -p udp -m conntrack ! --ctstate DNAT
+-A FORWARD -p udp -j CONNMARK --set-xmark 0x9/0xffffffff
+-A OUTPUT -p udp -j MARK --set-xmark 0x7/0xffffffff
+-A POSTROUTING -p udp -j POST
+-A POST -i eth1 -o eth0 -p udp -m connmark --mark 0x9
+-A POST -i lo -p udp
+-A POST ! -i eth+ -p udp
+-A POST -d 127.0.0.1/32 -o lo -p udp
+COMMIT
+*nat
+-A PREROUTING -d 10.150.0.2/32 -p udp -m udp --dport 9 -j DNAT --to-destination 198.51.100.7:99
+-A PREROUTING -p udp
+-A INPUT -p udp
+-A OUTPUT -d 10.150.0.1/32 -p udp -j DNAT --to-destination 127.0.0.1
+-A OUTPUT -p udp
+-A POSTROUTING -o lo -p udp -j SNAT --to-source 192.0.2.9
+-A POSTROUTING -o eth0 -p udp -m udp --dport 99 -j MASQUERADE
+-A POSTROUTING -p udp
+COMMIT
+*filter
+:A - [0:0]
+:B - [0:0]
+:C - [0:0]
+-A INPUT -p udp -m addrtype --dst-type LOCAL
+-A INPUT -p udp -j A
+-A INPUT -p udp
+-A FORWARD -i eth1 -o eth0 -p udp -m udp --sport 4000 --dport 99 -m conntrack --ctstate DNAT --ctorigdst 10.150.0.2 --ctorigdstport 9 -j ACCEPT
+-A FORWARD -p udp
+-A OUTPUT -o lo -p udp
+-A OUTPUT -d 127.0.0.1/32 -o eth0 -p udp -m conntrack --ctstate DNAT
+-A OUTPUT -p udp -m addrtype ! --src-type LOCAL
+-A A -p udp -g B
+-A A -p udp
+-A B -p udp -j C
+-A B -p udp -j RETURN
+-A B -p udp
+-A C -p udp -m multiport --dports 7,8:10
+-A C -p udp -j RETURN
+-A C -p udp
+COMMIT
+";
+
+/// The node of [`counts_alike`].
+struct Router;
+
+impl World<V4> for Router {
+    fn is_local(&self, address: Ipv4Addr) -> bool {
+        address.is_loopback() || [ROUTER, TO_CLIENT].contains(&address)
+    }
+
+    fn out_interface(&self, destination: Ipv4Addr) -> &str {
+        if destination == CLIENT { "eth1" } else { "eth0" }
+    }
+
+    fn masquerade(&self, _: &str, _: Ipv4Addr) -> Ipv4Addr {
+        ROUTER
+    }
+
+    fn random(&mut self, _: Place, _: u32) -> bool {
+        unreachable!("no rule asks")
+    }
+
+    fn nth(&mut self, _: Place, _: u32, _: u32) -> bool {
+        unreachable!("no rule asks")
+    }
+
+    fn recent(&mut self, _: &Recent, _: Ipv4Addr) -> bool {
+        unreachable!("no rule asks")
+    }
+
+    fn in_set(&mut self, _: &str, _: &[Side], _: &View<V4>) -> bool {
+        unreachable!("no rule asks")
+    }
+
+    fn limit(&mut self, _: Place) -> bool {
+        unreachable!("no rule asks")
+    }
+}
+
+const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const TO_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+fn counts_alike(router: &Netns) -> Outcome {
+    let client = Netns::add("the_evaluator_counts_client")?;
+    router.ip("link set lo up
+         link add eth0 type veth peer name peer0
+         link add eth1 type veth peer name eth0 netns the_evaluator_counts_client
+         addr add 192.0.2.1/24 dev eth0
+         addr add 10.0.0.254/24 dev eth1
+         link set eth0 up
+         link set eth1 up
+         link set peer0 up
+         route add default via 192.0.2.254
+         neigh add 192.0.2.254 lladdr 02:00:00:00:00:01 dev eth0")?;
+    client.ip("addr add 10.0.0.1/24 dev eth0\nlink set eth0 up\nroute add default via 10.0.0.254")?;
+    for (name, value) in [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/all/route_localnet", "1")]
+    {
+        router.set_sysctl(&format!("net/ipv4/{name}"), value)?;
+    }
+    let address = |text: &str| text.parse::<Ipv4Addr>();
+    // By nothing but the destination it is decided which rules a packet meets.
+    for to in ["10.150.0.1", "127.0.0.1", "192.0.2.1", "198.51.100.9"] {
+        counts(router, router, ROUTER, None, address(to)?)?;
+    }
+    for to in ["10.150.0.2", "198.51.100.9", "192.0.2.1", "10.0.0.254"] {
+        counts(router, &client, CLIENT, Some("eth1"), address(to)?)?;
+    }
+    Ok(client.delete()?)
+}
+
+/// Sends one datagram and compares the rules' counters with those that the evaluator walked.
+fn counts(router: &Netns, sender: &Netns, from: Ipv4Addr, by: Option<&str>, to: Ipv4Addr) -> Outcome {
+    restore::<V4>(router, COUNTED)?;
+    sender.run(|| UdpSocket::bind((from, 4000))?.send_to(b"once", (to, 9)))??;
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        let text = router.output(Command::new(find_program("iptables-save")?).arg("-c"))?;
+        let rules = parse::<V4>(None, &text)?;
+        let packet = Packet {
+            source: from,
+            destination: to,
+            protocol: Protocol::UDP,
+            source_port: 4000,
+            destination_port: 9,
+            tcp_flags: 0,
+            icmp: (0, 0),
+            in_interface: by,
+            mark: 0,
+            connection: Connection::first(to, 9),
+        };
+        let mut steps = Steps::default();
+        evaluate(&rules, &packet, &mut Router, &mut steps);
+        let mut walked = BTreeMap::new();
+        for step in &steps.0 {
+            if let Step::Rule(place) = step {
+                *walked.entry(place.line).or_insert(0u64) += 1;
+            }
+        }
+        let mut differences = Vec::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let Some((counter, _)) = line.strip_prefix('[').and_then(|line| line.split_once(':')) else {
+                continue;
+            };
+            let expected = walked.get(&number).copied().unwrap_or(0);
+            if counter.parse::<u64>()? != expected {
+                differences.push(format!("{line}, where the evaluator counts {expected}"));
+            }
+        }
+        if differences.is_empty() {
+            assert!(!walked.is_empty());
+            return Ok(());
+        }
+        // The packet may still be on its way.
+        if Instant::now() > until {
+            return Err(format!("from {from} to {to}:\n{}", differences.join("\n")).into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
