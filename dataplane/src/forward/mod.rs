@@ -43,6 +43,7 @@ use crate::time::Instant;
 use express::Express;
 pub use host::HOST_SIDE;
 use host::{Wire, pass_on};
+pub use limit::ErrorRate;
 use limit::Limiter;
 pub use observe::{Event, Nobody, Observer};
 
@@ -177,6 +178,11 @@ impl Forwarder {
     /// set is long enough: so that a trace or a test can follow one choice. Nothing: random again (EP-06).
     pub fn fix_choice(&mut self, place: Option<u32>) {
         self.core.fixed_choice = place;
+    }
+
+    /// Limits ICMP errors, or does not.
+    pub fn set_error_rate(&mut self, rate: ErrorRate) {
+        self.core.limiter.set_rate(rate);
     }
 
     /// The connections of IPv4.
