@@ -111,6 +111,7 @@ fn tables() -> Tables {
         sources: None,
         path: Path::Internal(set),
         filter: None,
+        affinity: None,
     });
     Tables {
         ports: Arc::new(ports()),

@@ -15,6 +15,7 @@ pub mod compile;
 pub mod config;
 pub mod demo;
 pub mod document;
+pub mod iptables;
 pub mod kernel;
 pub mod lab;
 pub mod node;

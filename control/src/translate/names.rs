@@ -53,6 +53,17 @@ impl ServicePortId {
     }
 }
 
+impl ServicePortId {
+    /// A number that is this service port's at any time and on any node: 64 bits of a hash of its name. Two
+    /// that share one by chance (1 in 10^11 with 10,000 of them) would share their clients' affinity.
+    pub fn number(&self) -> u64 {
+        // No part of a name has a NUL in it.
+        let text = format!("{self}\0{}", self.protocol);
+        let digest = Sha256::digest(text.as_bytes());
+        u64::from_be_bytes(digest[..8].try_into().expect("8 of 32 bytes"))
+    }
+}
+
 impl Display for ServicePortId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.service.fmt(f)?;

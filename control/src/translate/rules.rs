@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pollux_dataplane::packet::{Family, Prefix};
 use pollux_dataplane::service::{
-    BackendSet, Builder, FilterRule, Frontend, FrontendAddress, FrontendKey, FrontendKind, Path,
+    Affinity, BackendSet, Builder, FilterRule, Frontend, FrontendAddress, FrontendKey, FrontendKind, Path,
 };
 
 use super::Input;
@@ -93,6 +93,7 @@ impl<A: Family> ServicePortRules<A> {
             sources: self.sources.clone().filter(|_| kind == FrontendKind::LoadBalancer),
             path: self.path(kind, sets),
             filter: self.filter(kind),
+            affinity: self.affinity.map(|timeout| Affinity { timeout, service_port: self.id.number() }),
         }
     }
 

@@ -136,10 +136,13 @@ impl<A: Family> Walker<'_, A> {
             return Some(CaseVerdict::Drop); // NO-07
         }
         stages.iter().find_map(|stage| {
-            if *stage == FilterStage::Forward && mark == Mark::Set {
-                return None; // accepted before the Services are asked
-            }
-            self.translation.services.filter(*stage, request).map(|verdict| match verdict {
+            let services = &self.translation.services;
+            let verdict = match (stage, mark) {
+                // Accepted before the Services are asked, but for the firewall.
+                (FilterStage::Forward, Mark::Set) => services.firewall(request),
+                _ => services.filter(*stage, request),
+            };
+            verdict.map(|verdict| match verdict {
                 FilterVerdict::NoEndpoints => CaseVerdict::Reject,
                 FilterVerdict::NoLocalEndpoints | FilterVerdict::SourceRange => CaseVerdict::Drop,
             })

@@ -243,11 +243,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             Way::Host => self.filter_at(FilterStage::Input, request),
             Way::Port(_) if request.origin == Origin::Host => Ok(()),
             Way::Port(_) if mark == Mark::Set => {
-                // Accepted before the Service tables are asked. The firewall of source ranges stands even
-                // before that, but a destination it knows has not been translated and is not marked.
-                let (stage, skipped) = (FilterStage::Forward, Some(FilterSkip::Marked));
-                self.observer.see(Event::Filtered { stage, verdict: None, skipped });
-                Ok(())
+                // Accepted before the Service tables are asked, but for the firewall of source ranges: that
+                // stands even before (NO-04). Who is marked on the way and not translated may meet it.
+                let verdict = self.tables.services.firewall(request);
+                let skipped = verdict.is_none().then_some(FilterSkip::Marked);
+                self.filtered(FilterStage::Forward, verdict, skipped)
             }
             Way::Port(_) => self.filter_at(FilterStage::Forward, request),
         }
@@ -255,7 +255,16 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     fn filter_at(&mut self, stage: FilterStage, request: &Request<A>) -> Result<(), Refusal> {
         let verdict = self.tables.services.filter(stage, request);
-        self.observer.see(Event::Filtered { stage, verdict, skipped: None });
+        self.filtered(stage, verdict, None)
+    }
+
+    fn filtered(
+        &mut self,
+        stage: FilterStage,
+        verdict: Option<FilterVerdict>,
+        skipped: Option<FilterSkip>,
+    ) -> Result<(), Refusal> {
+        self.observer.see(Event::Filtered { stage, verdict, skipped });
         match verdict {
             None => Ok(()),
             Some(FilterVerdict::NoEndpoints) => {

@@ -5,13 +5,15 @@
 //! marked; [`Services::filter`] (WK-07) says, with the destination after translation, whether a packet
 //! of a connection without a reply is rejected or dropped. Both are pure functions of the tables and the
 //! packet: the choice itself (EP-06) is the caller's, so that a trace can show every backend and a test
-//! can fix one. `control` compiles the tables; nothing here changes them.
+//! can fix one; affinity (AF-02) is a question that it asks back. `control` compiles the tables; nothing here changes them.
 
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use table::{Builder, FrontendId, InternalMark, Policy, Services};
+
+use std::time::Duration;
 
 use crate::packet::{Family, Prefix, Protocol};
 
@@ -64,6 +66,18 @@ pub struct Frontend<A: Family> {
     pub path: Path,
     /// What the filter stage does to a packet that still has this destination.
     pub filter: Option<FilterRule>,
+    /// Whether a client stays with its backend (AF-01).
+    pub affinity: Option<Affinity>,
+}
+
+/// A client stays with its backend for a while (AF-01).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Affinity {
+    /// How long after the client's last new connection to the backend.
+    pub timeout: Duration,
+    /// The service port (AF-03), under a number that it has in all tables: what a compilation numbers afresh
+    /// would make it forget its clients (AF-04).
+    pub service_port: u64,
 }
 
 /// What the nat stage does with a packet that a frontend matches.
@@ -165,6 +179,55 @@ pub struct Request<A: Family> {
     pub source_is_local: Locality,
     /// Whether the destination is an address of the node (addrtype LOCAL).
     pub destination_is_local: Locality,
+}
+
+/// What the nat stage asks about a packet. A [`Request`] answers for one packet; a proof answers for a whole
+/// set of them, and asks again where they differ. Where the packets are addressed is one answer for all.
+pub trait Question<A: Family> {
+    /// Destination address.
+    fn destination(&self) -> A::Addr;
+    /// Destination port.
+    fn destination_port(&self) -> u16;
+    /// Protocol.
+    fn protocol(&self) -> Protocol;
+    /// Whether the destination is an address of the node.
+    fn destination_is_local(&self) -> bool;
+    /// Whether the source is in `prefix`.
+    fn source_within(&self, prefix: &Prefix<A>) -> bool;
+    /// Whether the source is an address of the node.
+    fn source_is_local(&self) -> bool;
+    /// Whether the packet came from a port whose interface the detector takes for a pod's.
+    fn from_pod_port(&self) -> bool;
+}
+
+impl<A: Family> Question<A> for Request<A> {
+    fn destination(&self) -> A::Addr {
+        self.destination
+    }
+
+    fn destination_port(&self) -> u16 {
+        self.destination_port
+    }
+
+    fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    fn destination_is_local(&self) -> bool {
+        self.destination_is_local == Locality::Local
+    }
+
+    fn source_within(&self, prefix: &Prefix<A>) -> bool {
+        prefix.contains(self.source)
+    }
+
+    fn source_is_local(&self) -> bool {
+        self.source_is_local == Locality::Local
+    }
+
+    fn from_pod_port(&self) -> bool {
+        self.origin == Origin::PodPort
+    }
 }
 
 /// Whether an address is one of the node's.

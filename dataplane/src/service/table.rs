@@ -3,9 +3,9 @@
 use hashbrown::HashMap;
 
 use super::{
-    Backend, BackendSet, Destination, Detector, FilterRule, FilterStage, FilterVerdict, Frontend,
-    FrontendAddress, FrontendKey, FrontendKind, Locality, Loopback, Mark, MarkReason, NodePortAddresses,
-    Origin, Path, Request, Walk,
+    Affinity, Backend, BackendSet, Destination, Detector, FilterRule, FilterStage, FilterVerdict, Frontend,
+    FrontendAddress, FrontendKey, FrontendKind, Loopback, Mark, MarkReason, NodePortAddresses, Path,
+    Question, Walk,
 };
 use crate::packet::{Address, Family};
 
@@ -121,15 +121,15 @@ impl<A: Family> Services<A> {
 
     /// The nat stage (WK-01 to WK-04): the frontends that match the destination are tried in order (FE-06)
     /// until one has backends to choose from.
-    pub fn destination(&self, request: &Request<A>, walk: &mut impl Walk<A>) -> Destination {
+    pub fn destination(&self, request: &impl Question<A>, walk: &mut impl Walk<A>) -> Destination {
         let mut mark = Mark::Clear;
-        let addressed = self.range(FrontendAddress::Address(request.destination), request);
+        let addressed = self.range(FrontendAddress::Address(request.destination()), request);
         for at in addressed.chain(self.node_port_range(request)) {
             let id = FrontendId(at);
             let frontend = self.frontend(id);
             walk.matched(id);
             if let Some(ranges) = &frontend.sources
-                && !ranges.iter().any(|range| range.contains(request.source))
+                && !ranges.iter().any(|range| request.source_within(range))
             {
                 walk.outside_ranges(id);
                 continue;
@@ -148,7 +148,7 @@ impl<A: Family> Services<A> {
         &self,
         frontend: &Frontend<A>,
         id: FrontendId,
-        request: &Request<A>,
+        request: &impl Question<A>,
         mark: &mut Mark,
         walk: &mut impl Walk<A>,
     ) -> BackendSet {
@@ -174,7 +174,7 @@ impl<A: Family> Services<A> {
                 if self.is_pod_traffic(request) == Some(true) {
                     walk.short_circuit(id);
                     cluster
-                } else if request.source_is_local == Locality::Local {
+                } else if request.source_is_local() {
                     set_mark(MarkReason::FromNode);
                     walk.short_circuit(id);
                     cluster
@@ -186,25 +186,48 @@ impl<A: Family> Services<A> {
     }
 
     /// Whether the packet is local pod traffic; nothing without a detector.
-    fn is_pod_traffic(&self, request: &Request<A>) -> Option<bool> {
+    fn is_pod_traffic(&self, request: &impl Question<A>) -> Option<bool> {
         match self.policy.detector {
             Detector::None => None,
-            Detector::Source(pods) => Some(pods.contains(request.source)),
-            Detector::Interface => Some(request.origin == Origin::PodPort),
+            Detector::Source(pods) => Some(request.source_within(&pods)),
+            Detector::Interface => Some(request.from_pod_port()),
         }
     }
 
-    /// The filter stage (WK-07), for a packet whose connection has not seen a reply. `request` has the
-    /// destination after translation. Marked packets that are forwarded never ask: they were accepted.
-    pub fn filter(&self, stage: FilterStage, request: &Request<A>) -> Option<FilterVerdict> {
-        let addressed = || self.range(FrontendAddress::Address(request.destination), request);
-        let firewall = addressed().map(|at| self.frontend(FrontendId(at))).any(|frontend| {
+    /// The choice that affinity makes for a client among the backends of `set`, which `frontend` offers
+    /// (AF-02): the first in endpoint order that `fresh` says the client was at within the timeout. Nothing:
+    /// it is a free choice (EP-06).
+    pub fn sticky(
+        &self,
+        frontend: FrontendId,
+        set: BackendSet,
+        mut fresh: impl FnMut(&Backend<A>, Affinity) -> bool,
+    ) -> Option<u32> {
+        let affinity = self.frontend(frontend).affinity?;
+        let place = self.backends(set).iter().position(|backend| fresh(backend, affinity))?;
+        Some(place as u32)
+    }
+
+    /// The firewall of source ranges (NO-04): it stands before everything else of the filter stage, also
+    /// before marked packets are accepted. `request` has the destination after translation.
+    pub fn firewall(&self, request: &impl Question<A>) -> Option<FilterVerdict> {
+        let mut addressed = self.range(FrontendAddress::Address(request.destination()), request);
+        let guarded = addressed.any(|at| {
+            let frontend = self.frontend(FrontendId(at));
             // What has passed the nat stage and still has this destination was let in by no range.
             frontend.kind == FrontendKind::LoadBalancer && frontend.sources.is_some()
         });
-        if firewall {
-            return Some(FilterVerdict::SourceRange);
+        guarded.then_some(FilterVerdict::SourceRange)
+    }
+
+    /// The filter stage (WK-07), for a packet whose connection has not seen a reply. `request` has the
+    /// destination after translation. A marked packet that is forwarded only meets the
+    /// [`firewall`](Services::firewall): then it is accepted.
+    pub fn filter(&self, stage: FilterStage, request: &impl Question<A>) -> Option<FilterVerdict> {
+        if let Some(verdict) = self.firewall(request) {
+            return Some(verdict);
         }
+        let addressed = || self.range(FrontendAddress::Address(request.destination()), request);
         let (internal, external) = match stage {
             FilterStage::Input => (false, true),
             FilterStage::Forward => (true, true),
@@ -222,7 +245,7 @@ impl<A: Family> Services<A> {
         }
         if external && verdict.is_none() {
             verdict = rule(|kind| kind != FrontendKind::ClusterIp);
-            if verdict.is_none() && request.destination_is_local == Locality::Local {
+            if verdict.is_none() && request.destination_is_local() {
                 // NO-05: on every local address, whatever `nodePortAddresses` says.
                 verdict = self
                     .range(FrontendAddress::NodePort, request)
@@ -235,17 +258,17 @@ impl<A: Family> Services<A> {
         })
     }
 
-    fn range(&self, address: FrontendAddress<A>, request: &Request<A>) -> std::ops::Range<u32> {
-        let key = FrontendKey { address, port: request.destination_port, protocol: request.protocol };
+    fn range(&self, address: FrontendAddress<A>, request: &impl Question<A>) -> std::ops::Range<u32> {
+        let key = FrontendKey { address, port: request.destination_port(), protocol: request.protocol() };
         self.index.get(&key).map_or(0..0, |&(start, end)| start..end)
     }
 
-    fn node_port_range(&self, request: &Request<A>) -> std::ops::Range<u32> {
-        let answers = request.destination_is_local == Locality::Local
+    fn node_port_range(&self, request: &impl Question<A>) -> std::ops::Range<u32> {
+        let answers = request.destination_is_local()
             && match &self.policy.node_ports {
                 NodePortAddresses::AllLocal(Loopback::Included) => true,
-                NodePortAddresses::AllLocal(Loopback::Excluded) => !request.destination.is_loopback(),
-                NodePortAddresses::Only(addresses) => addresses.binary_search(&request.destination).is_ok(),
+                NodePortAddresses::AllLocal(Loopback::Excluded) => !request.destination().is_loopback(),
+                NodePortAddresses::Only(addresses) => addresses.binary_search(&request.destination()).is_ok(),
             };
         if answers { self.range(FrontendAddress::NodePort, request) } else { 0..0 }
     }

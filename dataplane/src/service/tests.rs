@@ -29,6 +29,7 @@ fn frontend(kind: FrontendKind, address: &str, path: Path, filter: Option<Filter
         sources: None,
         path,
         filter,
+        affinity: None,
     }
 }
 

@@ -144,7 +144,15 @@ fn key(text: &str, protocol: Protocol) -> FrontendKey<V4> {
 }
 
 fn frontend(key: FrontendKey<V4>, path: Path, filter: Option<FilterRule>) -> Frontend<V4> {
-    Frontend { key, kind: FrontendKind::ClusterIp, service_port: 0, sources: None, path, filter }
+    Frontend {
+        key,
+        kind: FrontendKind::ClusterIp,
+        service_port: 0,
+        sources: None,
+        path,
+        filter,
+        affinity: None,
+    }
 }
 
 impl Cluster {
