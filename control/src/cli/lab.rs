@@ -1,5 +1,6 @@
 //! The command `pollux-lab`: the comparison with the kernel, for a cluster's own objects and rules.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -124,6 +125,13 @@ fn run(args: &Args) -> Result<Exit, Failure> {
         for difference in &report.differences {
             writeln!(out, "{difference}")?;
         }
+    }
+    let mut deliberate = BTreeMap::new();
+    for (cause, flows) in reports.iter().flat_map(|report| &report.deliberate) {
+        *deliberate.entry(*cause).or_insert(0) += flows;
+    }
+    for (cause, flows) in deliberate {
+        writeln!(out, "Pollux drops {cause}, which the kernel forwards: {flows} flows, not counted")?;
     }
     let different = reports.iter().filter(|report| !report.is_equal()).count();
     writeln!(out, "{} scenarios, {} equal, {different} different", reports.len(), reports.len() - different)?;

@@ -390,6 +390,7 @@ pub(super) fn error_name(kind: ErrorKind) -> String {
         ErrorKind::HostUnreachable => "host-unreachable".into(),
         ErrorKind::NetUnreachable => "net-unreachable".into(),
         ErrorKind::AdminProhibited => "admin-prohibited".into(),
+        ErrorKind::BeyondScope => "beyond-scope".into(),
         ErrorKind::PacketTooBig { mtu } => format!("fragmentation-needed, mtu {mtu}"),
         ErrorKind::TimeExceeded => "time-exceeded".into(),
     }

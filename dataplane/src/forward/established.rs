@@ -11,7 +11,7 @@ use crate::nat::{self, Rewrite};
 use crate::packet::ethernet;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
-use crate::packet::{Family, Packet};
+use crate::packet::{Address, Family, Packet};
 use crate::route::{AdjacencyId, Hold, Link};
 use crate::service::{Mark, Origin};
 use crate::stats::Reason;
@@ -216,6 +216,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     ) -> Result<(), Refusal> {
         if headers.ttl <= 1 && origin != Origin::Host {
             return Err(Refusal::answered(Reason::TtlExceeded, ErrorKind::TimeExceeded));
+        }
+        // RFC 4291, section 2.5.6, at this place in the kernel's `ip6_forward`.
+        if headers.source.stays_on_link() && origin != Origin::Host {
+            return Err(Refusal::answered(Reason::BeyondScope, ErrorKind::BeyondScope));
         }
         if headers.packet_len() > mtu { too_long(packet, headers, mtu) } else { Ok(()) }
     }

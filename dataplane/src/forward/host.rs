@@ -1,21 +1,25 @@
 //! What is not forwarded: frames for the node's own stack, frames that are not IP (ARP), packets that are
-//! not tracked, and what the forwarder itself has to say, ICMP errors and ARP.
+//! not tracked, and what the forwarder itself has to say, ICMP errors, ARP and NDP (whose answers are
+//! `ndp.rs`'s).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use super::established::Way;
 use super::new::{Refusal, martian};
 use super::observe::{Event, Observer};
-use super::{Core, Forwarder, Output, Pass};
+use super::{Core, Forwarder, Output, Pass, limit};
 use crate::flow::Direction;
 use crate::nat::Rewrite;
 use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::ethernet::{self, Ethernet};
-use crate::packet::icmp::{ErrorKind, icmp_error, is_answerable};
+use crate::packet::icmp::{self, ErrorKind, icmp_error, is_answerable};
+use crate::packet::ndp::{self, Ndp};
 use crate::packet::parse::{Headers, IcmpClass, Parsed, parse};
 use crate::packet::transport::verify_transport_checksum;
-use crate::packet::{Address, Family, LinkAddr, Packet, PortId, V4, V6};
+use crate::packet::{Address, Family, LinkAddr, Packet, PortId, Protocol, V4, V6};
 use crate::pool::Pool;
+use crate::route::discovery::source_on_link;
 use crate::route::resolution::{self, Addressed, Message, MessageKind, Responder};
 use crate::route::{Hold, Learned, NeighbourEvent, Solicitation};
 use crate::service::{Locality, Origin};
@@ -24,7 +28,7 @@ use crate::tables::{Foreign, PortInfo, Ports, ProxyArp, Role, Sharing};
 use crate::time::Instant;
 
 /// The receive port of packets that no port received: the forwarder's own.
-const ORIGINATED: PortId = PortId(u16::MAX);
+pub(super) const ORIGINATED: PortId = PortId(u16::MAX);
 
 /// Link source of frames to the host port: a locally administered address, since nobody answers it (the
 /// host's side of the port does no ARP).
@@ -70,9 +74,19 @@ pub(super) fn pass_on(
 }
 
 /// Whether a frame's link destination is the port's address, or a group's.
-fn is_addressed_to(port: &PortInfo, packet: &Packet) -> bool {
+pub(super) fn is_addressed_to(port: &PortInfo, packet: &Packet) -> bool {
     let addressed = ethernet::destination(packet.head());
     addressed == port.link_address || addressed.is_group()
+}
+
+/// Who answers for link addresses on a port (NB-01).
+pub(super) fn responder(port: &PortInfo) -> Responder {
+    match (port.sharing, port.proxy_arp) {
+        (Sharing::WithKernel, ProxyArp::Off) => Responder::Kernel,
+        (Sharing::WithKernel, ProxyArp::On) => Responder::Proxy,
+        (Sharing::Owned, ProxyArp::Off) => Responder::Own,
+        (Sharing::Owned, ProxyArp::On) => Responder::OwnAndProxy,
+    }
 }
 
 impl Core {
@@ -138,19 +152,23 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 
     /// Packets that make no connection: ICMP that is no query is routed as it is; a fragment's ports are
-    /// not known, so it cannot be translated and is not let through untranslated.
+    /// not known, so it cannot be translated and is not let through untranslated; a TCP segment with impossible
+    /// flags is invalid.
     #[cold]
     pub(super) fn untracked(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
         if origin != Origin::Host
-            && let Err(refusal) = martian(headers)
+            && let Err(refusal) = martian(headers).and_then(|()| self.foreign_source(headers))
         {
             return self.refuse(packet, headers, refusal);
         }
         if headers.is_fragment() {
             return self.drop(packet, Reason::Fragment);
         }
-        // CT-08: the tracker knows of no such message. (Of IPv6's it leaves neighbour discovery alone.)
-        if headers.icmp == IcmpClass::Other && A::VERSION == 4 {
+        if headers.protocol == Protocol::TCP {
+            return self.invalid(packet, headers, origin, Reason::TcpFlags); // CT-08
+        }
+        // CT-08: the tracker knows of no such message. (Of IPv6's it leaves some alone.)
+        if headers.icmp == IcmpClass::Other && !icmp::is_left_alone::<A>(headers) {
             return self.invalid(packet, headers, origin, Reason::Invalid);
         }
         if !verify_transport_checksum(&packet, headers) {
@@ -179,27 +197,37 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Sends an ICMP error about a packet, which must be as it came in.
     fn answer(&mut self, packet: &Packet, headers: &Headers<A>, kind: ErrorKind) {
         let to = headers.source;
-        if !is_answerable(packet, headers) {
+        if !is_answerable(kind, packet, headers) {
             return;
         }
         let routing = &self.tables.routing;
-        let Some(source) = self
-            .translated_from(headers)
-            .or_else(|| routing.interfaces.error_source(&routing.fib, headers.destination, to))
-        else {
-            return;
+        // On its link, and nowhere else, a link-local source is found again.
+        let link = self.ports.get(packet.port).filter(|port| to.stays_on_link() && port.role != Role::Host);
+        let source = match link {
+            Some(port) => Some(source_on_link(packet.port, port.link_address, &routing.interfaces)),
+            None => self
+                .translated_from(headers)
+                .or_else(|| routing.interfaces.error_source(&routing.fib, headers.destination, to)),
         };
+        let Some(source) = source else { return };
         // As the kernel: path MTU discovery is never slowed down, and not the node's talk with itself.
         let unlimited =
             matches!(kind, ErrorKind::PacketTooBig { .. }) || self.locality(to) == Locality::Local;
-        if !unlimited && !self.core.limiter.allow(to, self.now) {
+        if !unlimited && !self.core.limiter.allow(to, self.pace(to), self.now) {
             return;
         }
         let Some(mut error) = icmp_error(kind, packet, headers, source, self.core.pool) else { return };
         error.port = ORIGINATED;
         self.core.stats.originated += 1;
         self.observer.see(Event::Answered(kind));
-        match self.route(to) {
+        let way = match link {
+            Some(_) => {
+                let neighbour = self.state.neighbours.get_or_create(packet.port, to, self.now);
+                neighbour.map(Way::Port).map_err(Refusal::from)
+            }
+            None => self.route(to),
+        };
+        match way {
             Ok(Way::Host) => self.deliver(error),
             Ok(Way::Port(adjacency)) => match self.state.neighbours.resolved(adjacency) {
                 Some(link) => self.transmit(error, &link),
@@ -211,6 +239,16 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             },
             Err(refusal) => self.drop(error, refusal.reason),
         }
+    }
+
+    /// The time between two errors to one destination. Of IPv6 the kernel allows more the wider the prefix is
+    /// by which the destination is found: there may be many hosts behind it.
+    fn pace(&self, to: A::Addr) -> Duration {
+        if A::VERSION == 4 {
+            return limit::PACE;
+        }
+        let prefix_len = self.tables.routing.fib.lookup(to).map_or(0, |route| route.prefix.len());
+        limit::PACE / (1 << ((A::BITS - prefix_len) >> 5))
     }
 
     /// The destination that a connection's client knows, when its packets are translated to another: an
@@ -235,7 +273,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// What an event gives rise to (an error about a packet that failed has to wait itself, say) adds to the
     /// queue; it is not worked off one level deeper, so the stack stays flat.
-    fn work_off_events(&mut self) {
+    pub(super) fn work_off_events(&mut self) {
         if std::mem::replace(&mut self.state.working_off, true) {
             return;
         }
@@ -306,6 +344,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 pub(super) trait Wire: Family {
     /// The headers of a packet of this family.
     fn parsed(packet: &mut Packet) -> Option<Headers<Self>>;
+    /// Handles a packet that asks for link addresses or tells them; gives back any other. (ARP is no IP.)
+    fn take_discovery<O: Output, T: Observer>(
+        pass: &mut Pass<'_, Self, O, T>,
+        packet: Packet,
+        headers: &Headers<Self>,
+    ) -> Option<Packet>;
     /// The request for a link address; nothing when the pool is empty.
     fn solicitation(
         from: LinkAddr,
@@ -322,6 +366,15 @@ impl Wire for V4 {
             Ok(Parsed::V4(headers)) => Some(headers),
             _ => None,
         }
+    }
+
+    #[inline(always)]
+    fn take_discovery<O: Output, T: Observer>(
+        _: &mut Pass<'_, V4, O, T>,
+        packet: Packet,
+        _: &Headers<V4>,
+    ) -> Option<Packet> {
+        Some(packet)
     }
 
     fn solicitation(
@@ -343,9 +396,31 @@ impl Wire for V6 {
         }
     }
 
-    /// Neighbour discovery is not spoken yet: IPv6 neighbours are configured, or mirrored from the kernel.
-    fn solicitation(_: LinkAddr, _: Ipv6Addr, _: Ipv6Addr, _: LinkAddr, _: &'static Pool) -> Option<Packet> {
-        None
+    #[inline(always)]
+    fn take_discovery<O: Output, T: Observer>(
+        pass: &mut Pass<'_, V6, O, T>,
+        packet: Packet,
+        headers: &Headers<V6>,
+    ) -> Option<Packet> {
+        pass.take_discovery(packet, headers)
+    }
+
+    /// Without a sender, from the port's own link-local address: unlike ARP's, a question from nobody is not
+    /// answered to the one who asks (RFC 4861, section 7.2.4).
+    fn solicitation(
+        from: LinkAddr,
+        sender: Ipv6Addr,
+        target: Ipv6Addr,
+        to: LinkAddr,
+        pool: &'static Pool,
+    ) -> Option<Packet> {
+        let sender = if sender.is_unspecified() { ndp::link_local(from) } else { sender };
+        let question = if to.is_group() {
+            Ndp::solicitation(sender, target, from)
+        } else {
+            Ndp::probe(sender, target, from)
+        };
+        question.to_packet(pool, ORIGINATED, from, to).ok()
     }
 }
 
@@ -383,14 +458,8 @@ impl<O: Output, T: Observer> Pass<'_, V4, O, T> {
             sender: arp.sender,
             target: arp.target,
         };
-        let responder = match (port.sharing, port.proxy_arp) {
-            (Sharing::WithKernel, ProxyArp::Off) => Responder::Kernel,
-            (Sharing::WithKernel, ProxyArp::On) => Responder::Proxy,
-            (Sharing::Owned, ProxyArp::Off) => Responder::Own,
-            (Sharing::Owned, ProxyArp::On) => Responder::OwnAndProxy,
-        };
         let routing = &self.tables.routing;
-        let decision = resolution::decide(&message, id, responder, &routing.interfaces, &routing.fib);
+        let decision = resolution::decide(&message, id, responder(port), &routing.interfaces, &routing.fib);
         if decision.answer.is_some()
             && let Ok(mut answer) =
                 arp.reply(port.link_address).to_packet(self.core.pool, ORIGINATED, arp.sender_link)

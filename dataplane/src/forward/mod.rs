@@ -6,7 +6,7 @@
 //! express.rs  the common case in one piece; everything else:
 //! look up ──hit──→ established.rs   state, route, rewrite, link header, out
 //!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
-//! not IP, or not for Pollux → host.rs;  what is refused with an error → host.rs
+//! not IP, or not for Pollux → host.rs (NDP: ndp.rs);  what is refused with an error → host.rs
 //! ```
 //!
 //! The forwarder does no I/O: ports, the clock and the random numbers are the worker's ([`crate::worker`]).
@@ -16,6 +16,7 @@ mod established;
 mod express;
 mod host;
 mod limit;
+mod ndp;
 mod new;
 pub mod observe;
 #[cfg(test)]
@@ -33,7 +34,7 @@ use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Timeouts};
 use crate::packet::ethernet;
 use crate::packet::parse::{Headers, Parsed, parse};
 use crate::packet::plain::Plain;
-use crate::packet::{BURST, Burst, Family, Packet, PortId, V4, V6};
+use crate::packet::{Address, BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
 use crate::route::{NeighbourEvent, Neighbours};
 use crate::service::Origin;
@@ -468,12 +469,15 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Any packet of the family.
     #[inline(never)]
     fn packet(&mut self, packet: Packet, headers: &Headers<A>, candidate: Option<Candidate>) {
+        let Some(packet) = A::take_discovery(self, packet, headers) else { return };
         let Some(ingress) = self.ports.ingress(packet.port) else {
             return self.drop(packet, Reason::PortDown);
         };
         let origin = ingress.origin;
         self.see_received(&packet, headers, origin);
-        if !ingress.takes(ethernet::destination(packet.head()).bits()) {
+        let addressed = ingress.takes(ethernet::destination(packet.head()).bits());
+        // Link-local addresses mean nothing without their link, which only the node's own stack knows.
+        if !addressed || headers.destination.stays_on_link() {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
         }
         if !headers.is_trackable() {

@@ -13,7 +13,7 @@ use crate::nat::ports::PortSearch;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
 use crate::packet::transport::verify_transport_checksum;
-use crate::packet::{Address, Family, Packet, PortId};
+use crate::packet::{Address, Family, Packet, PortId, Protocol};
 use crate::route::{Route, RouteKind};
 use crate::service::{
     Destination, FilterStage, FilterVerdict, FrontendId, Locality, Mark, MarkReason, Origin, Request, Walk,
@@ -75,8 +75,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     ) -> Result<(), Refusal> {
         if origin != Origin::Host {
             martian(headers)?;
+            self.foreign_source(headers)?;
         }
         let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
+        // The kernel's tracker finds no transport in an IPv6 packet that ends with its extension headers.
+        if A::VERSION == 6 && headers.protocol == Protocol::NO_NEXT_HEADER {
+            return Err(Reason::Invalid.into());
+        }
         let state = flow::first_packet(key, event).map_err(|flow::Invalid| Reason::Invalid)?;
         if !verify_transport_checksum(packet, headers) {
             return Err(Reason::TransportChecksum.into());
@@ -136,6 +141,15 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         Ok(())
     }
 
+    /// FW-03: on IPv4 a port's packet has no source of the node's own, as the kernel with `accept_local` off
+    /// judges by its addresses; on IPv6 the kernel lets it pass.
+    pub(super) fn foreign_source(&self, headers: &Headers<A>) -> Result<(), Refusal> {
+        match A::VERSION == 4 && self.locality(headers.source) == Locality::Local {
+            true => Err(Reason::MartianSource.into()),
+            false => Ok(()),
+        }
+    }
+
     pub(super) fn request(&self, headers: &Headers<A>, origin: Origin) -> Request<A> {
         Request {
             source: headers.source,
@@ -164,6 +178,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     pub(super) fn route(&mut self, destination: A::Addr) -> Result<Way, Refusal> {
         let found = self.tables.routing.fib.lookup(destination);
         let result = match found.map(|route| route.kind) {
+            // Every link has a route to these: which one is meant, the table does not say.
+            _ if A::VERSION == 6 && (destination.stays_on_link() || destination.is_multicast()) => {
+                Ok(Way::Host)
+            }
             Some(RouteKind::Via(hop)) => {
                 let neighbour = hop.neighbour(destination);
                 let adjacency = self.state.neighbours.get_or_create(hop.port, neighbour, self.now);
@@ -173,6 +191,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 Ok(Way::Host)
             }
             Some(RouteKind::Blackhole) => Err(Reason::RouteBlackhole.into()),
+            // The kernel's IPv6 says the same as where there is no route (`ip6_pkt_discard`).
+            Some(RouteKind::Unreachable) if A::VERSION == 6 => {
+                Err(Refusal::answered(Reason::RouteUnreachable, ErrorKind::NetUnreachable))
+            }
             Some(RouteKind::Unreachable) => {
                 Err(Refusal::answered(Reason::RouteUnreachable, ErrorKind::HostUnreachable))
             }
@@ -198,7 +220,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     pub(super) fn route_new(&mut self, destination: A::Addr, origin: Origin) -> Result<Way, Refusal> {
         let way = self.route(destination)?;
         let kind = || self.tables.routing.fib.lookup(destination).map(|route| route.kind);
-        let to_group = || matches!(kind(), Some(RouteKind::Broadcast | RouteKind::Multicast));
+        let to_group = || {
+            destination.is_multicast() || matches!(kind(), Some(RouteKind::Broadcast | RouteKind::Multicast))
+        };
         if origin == Origin::Host && way == Way::Host && to_group() {
             return Err(Reason::NotForPollux.into());
         }
@@ -344,7 +368,10 @@ struct Connection<A: Family> {
 pub(super) fn martian<A: Family>(headers: &Headers<A>) -> Result<(), Refusal> {
     let (source, destination) = (headers.source, headers.destination);
     let broadcast = |address: A::Addr| A::VERSION == 4 && address.bits() == u128::from(u32::MAX);
-    if source.is_loopback() || source.is_multicast() || source.is_unspecified() || broadcast(source) {
+    // The kernel takes ::ffff:a.b.c.d for IPv4 everywhere but on the wire (draft-itojun-v6ops-v4mapped-harmful).
+    let mapped = A::VERSION == 6 && source.bits() >> 32 == 0xffff;
+    if source.is_loopback() || source.is_multicast() || source.is_unspecified() || broadcast(source) || mapped
+    {
         return Err(Reason::MartianSource.into());
     }
     if destination.is_loopback() || destination.is_unspecified() {

@@ -38,6 +38,9 @@ pub trait Address:
     fn is_loopback(self) -> bool;
     /// Whether the address is a multicast group.
     fn is_multicast(self) -> bool;
+    /// Whether packets from and to the address stay on its link: fe80::/10 (RFC 4291, section 2.5.6). IPv4's
+    /// 169.254.0.0/16 is forwarded like any other, as Linux does.
+    fn stays_on_link(self) -> bool;
     /// Whether all bits are zero.
     fn is_unspecified(self) -> bool {
         self.bits() == 0
@@ -90,6 +93,9 @@ impl Address for Ipv4Addr {
     fn is_multicast(self) -> bool {
         Ipv4Addr::is_multicast(&self)
     }
+    fn stays_on_link(self) -> bool {
+        false
+    }
 }
 
 impl Address for Ipv6Addr {
@@ -111,6 +117,9 @@ impl Address for Ipv6Addr {
     }
     fn is_multicast(self) -> bool {
         Ipv6Addr::is_multicast(&self)
+    }
+    fn stays_on_link(self) -> bool {
+        self.is_unicast_link_local()
     }
 }
 
@@ -215,6 +224,8 @@ impl Protocol {
     pub const UDP: Protocol = Protocol(17);
     /// ICMP for IPv6.
     pub const ICMPV6: Protocol = Protocol(58);
+    /// What an IPv6 packet says that carries nothing (RFC 8200, section 4.7).
+    pub const NO_NEXT_HEADER: Protocol = Protocol(59);
     /// SCTP.
     pub const SCTP: Protocol = Protocol(132);
 

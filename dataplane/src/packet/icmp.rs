@@ -44,6 +44,9 @@ pub enum ErrorKind {
     NetUnreachable,
     /// A filter or a `prohibit` route refuses the packet.
     AdminProhibited,
+    /// The source is link-local, the destination on another link (IPv6; for IPv4 it is a host that cannot be
+    /// reached, as RFC 7915 translates it).
+    BeyondScope,
     /// The packet is longer than the link behind can carry: "fragmentation needed" or "packet too big".
     PacketTooBig {
         /// What it can carry, in bytes. IPv4 has 16 bits for it.
@@ -59,7 +62,7 @@ impl ErrorKind {
         if A::VERSION == 4 {
             match self {
                 ErrorKind::NetUnreachable => (3, 0, 0),
-                ErrorKind::HostUnreachable => (3, 1, 0),
+                ErrorKind::HostUnreachable | ErrorKind::BeyondScope => (3, 1, 0),
                 ErrorKind::PortUnreachable => (3, 3, 0),
                 ErrorKind::PacketTooBig { mtu } => (3, 4, mtu.min(0xffff)),
                 ErrorKind::AdminProhibited => (3, 13, 0),
@@ -69,6 +72,7 @@ impl ErrorKind {
             match self {
                 ErrorKind::NetUnreachable => (1, 0, 0),
                 ErrorKind::AdminProhibited => (1, 1, 0),
+                ErrorKind::BeyondScope => (1, 2, 0),
                 ErrorKind::HostUnreachable => (1, 3, 0),
                 ErrorKind::PortUnreachable => (1, 4, 0),
                 ErrorKind::PacketTooBig { mtu } => (2, 0, mtu),
@@ -99,6 +103,13 @@ pub fn class<A: Family>(kind: u8) -> IcmpClass {
     }
 }
 
+/// Whether the message is one that the kernel's tracker lets pass without tracking it: of ICMPv6 the groups'
+/// and the neighbours' (RFC 2710, 3810, 4861), and questions about a node (RFC 4620), which it would track.
+pub fn is_left_alone<A: Family>(headers: &Headers<A>) -> bool {
+    let icmp_type = (headers.destination_port >> 8) as u8;
+    A::VERSION == 6 && matches!(icmp_type, 130..=136 | 139 | 140 | 143)
+}
+
 /// The ICMP error of `kind` about the packet `offending`, from `source` to the packet's source. Nothing
 /// when no error may be sent about it, or the pool is empty.
 ///
@@ -108,7 +119,8 @@ pub fn class<A: Family>(kind: u8) -> IcmpClass {
 ///
 /// None is sent (RFC 1122 section 3.2.2, RFC 4443 section 2.4(e)) about an ICMP error or redirect, about a
 /// fragment but the first, to a source that is no single host, and about a packet that was multicast or
-/// broadcast, by its IP or its link address. A subnet's broadcast address cannot be told here: routing does.
+/// broadcast, by its IP or its link address (but IPv6's "packet too big", which multicast needs as well). A
+/// subnet's broadcast address cannot be told here: routing does.
 pub fn icmp_error<A: Family>(
     kind: ErrorKind,
     offending: &Packet,
@@ -116,7 +128,7 @@ pub fn icmp_error<A: Family>(
     source: A::Addr,
     pool: &'static Pool,
 ) -> Option<Packet> {
-    if !is_answerable(offending, headers) {
+    if !is_answerable(kind, offending, headers) {
         return None;
     }
     let (header_len, longest) = if A::VERSION == 4 { (V4_LEN, V4_ERROR_MAX) } else { (V6_LEN, V6_ERROR_MAX) };
@@ -168,7 +180,7 @@ pub fn icmp_error<A: Family>(
 }
 
 /// Whether an ICMP error may be sent about a packet: see [`icmp_error`].
-pub fn is_answerable<A: Family>(offending: &Packet, headers: &Headers<A>) -> bool {
+pub fn is_answerable<A: Family>(kind: ErrorKind, offending: &Packet, headers: &Headers<A>) -> bool {
     let icmp_type = (headers.destination_port >> 8) as u8;
     let about_error = match headers.icmp {
         IcmpClass::None | IcmpClass::Query => false,
@@ -178,11 +190,11 @@ pub fn is_answerable<A: Family>(offending: &Packet, headers: &Headers<A>) -> boo
     };
     let limited_broadcast = |address: A::Addr| A::VERSION == 4 && address.bits() == 0xffff_ffff;
     let to_group = Ethernet::new_checked(offending.head()).is_none_or(|link| link.destination.is_group());
+    let to_many = to_group || headers.destination.is_multicast() || limited_broadcast(headers.destination);
+    let about_many = A::VERSION == 6 && matches!(kind, ErrorKind::PacketTooBig { .. });
     !about_error
-        && !to_group
+        && (!to_many || about_many)
         && headers.fragment != FragmentKind::Later
-        && !headers.destination.is_multicast()
-        && !limited_broadcast(headers.destination)
         && !headers.source.is_multicast()
         && !headers.source.is_unspecified()
         && !limited_broadcast(headers.source)

@@ -11,6 +11,7 @@ pub mod ethernet;
 pub mod family;
 pub mod icmp;
 pub mod ip;
+pub mod ndp;
 pub mod parse;
 pub(crate) mod plain;
 pub mod transport;

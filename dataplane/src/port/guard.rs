@@ -2,17 +2,20 @@
 //!
 //! On a port that the kernel sees as well, it would forward, answer or reject the same packets a second
 //! time. A guard drops unicast IP frames addressed to the interface, behind the AF_PACKET taps, which go on
-//! seeing them. ARP, multicast, broadcast, VLAN-tagged frames and all other protocols pass to the kernel.
+//! seeing them. ARP, multicast, broadcast, VLAN-tagged frames and all other protocols pass to the kernel. So does
+//! what IPv6 does with unicast packets where IPv4 has other protocols, and what never leaves its link: neighbour
+//! discovery, and packets to link-local addresses (DHCPv6 among them).
 //!
 //! Whatever becomes of the process, the guard ends with it: it hangs on open file descriptors only. A bare
 //! tc filter would outlive a crash and cut off the node.
 //!
-//! Two means, in this order: a TCX link with a BPF program of a dozen instructions, in front of all others;
+//! Two means, in this order: a TCX link with a BPF program of two dozen instructions, in front of all others;
 //! where `bpf()` is refused (an ordinary user in a user namespace, a kernel before 6.6), an nftables table
 //! of family netdev with an ingress chain, owned by a netlink socket.
 
 use std::ffi::{c_int, c_long};
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::port::{nftables, sys};
@@ -22,8 +25,7 @@ use crate::port::{nftables, sys};
 pub enum Families {
     /// IPv4.
     V4,
-    /// IPv6. Neighbour advertisements to the interface's own address are unicast: who guards IPv6 answers
-    /// for neighbour discovery.
+    /// IPv6.
     V6,
     /// Both.
     Both,
@@ -32,12 +34,15 @@ pub enum Families {
 impl Families {
     pub(super) fn ether_types(self) -> &'static [u16] {
         match self {
-            Families::V4 => &[0x0800],
-            Families::V6 => &[0x86dd],
-            Families::Both => &[0x0800, 0x86dd],
+            Families::V4 => &[IPV4],
+            Families::V6 => &[IPV6],
+            Families::Both => &[IPV4, IPV6],
         }
     }
 }
+
+const IPV4: u16 = 0x0800;
+pub(super) const IPV6: u16 = 0x86dd;
 
 /// How a guard works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,6 +148,8 @@ struct Instruction {
 const R0: u8 = 0;
 const R1: u8 = 1;
 const R2: u8 = 2;
+/// Where the instructions that read a frame expect the program's argument.
+const R6: u8 = 6;
 
 /// Offsets in the program's view of a frame (`struct __sk_buff`).
 const PACKET_TYPE: i16 = 4;
@@ -153,8 +160,23 @@ const VLAN_PRESENT: i16 = 20;
 const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
 
+/// The link-local prefix in the first two bytes of an address, and its mask.
+pub(super) const LINK_LOCAL: (u16, u16) = (0xfe80, 0xffc0);
+/// ICMPv6, and its types that are neighbour discovery (RFC 4861).
+pub(super) const ICMPV6: u8 = 58;
+pub(super) const DISCOVERY: RangeInclusive<u8> = 133..=137;
+/// Places in an IPv6 packet, in bytes from its start: next header, destination, and the type of an ICMPv6 message
+/// directly behind the header.
+pub(super) const NEXT_HEADER: u32 = 6;
+pub(super) const DESTINATION: u32 = 24;
+pub(super) const ICMPV6_TYPE: u32 = 40;
+
+/// Length of the link header, in bytes.
+const LINK_LEN: u32 = 14;
+
 /// The program: drop if the frame is for this interface's address, has no VLAN tag and one of the Ethernet
-/// types.
+/// types, unless it is IPv6 that the kernel is to have. A frame that ends before what the program reads of it
+/// passes, and is the kernel's to refuse.
 fn instructions(families: Families) -> Vec<Instruction> {
     let instruction = |code, destination: u8, source: u8, offset, immediate| Instruction {
         code,
@@ -163,12 +185,20 @@ fn instructions(families: Families) -> Vec<Instruction> {
         immediate,
     };
     let set = |register, value| instruction(0xb7, register, 0, 0, value);
+    let copy = |to, from| instruction(0xbf, to, from, 0, 0);
     let load = |register, offset| instruction(0x61, register, R1, offset, 0);
     let jump_if_equal = |register, value, over| instruction(0x15, register, 0, over, value);
+    let jump_unless_equal = |register, value, over| instruction(0x55, register, 0, over, value);
+    let jump_if_above = |register, value, over| instruction(0x25, register, 0, over, value);
+    let and = |register, value| instruction(0x57, register, 0, 0, value);
+    let subtract = |register, value| instruction(0x17, register, 0, 0, value);
+    // Into R0, in the byte order of the machine, as unsigned number; R1 to R5 are lost.
+    let read_byte = |at: u32| instruction(0x30, 0, 0, 0, (LINK_LEN + at) as i32);
+    let read_half = |at: u32| instruction(0x28, 0, 0, 0, (LINK_LEN + at) as i32);
     let exit = || instruction(0x95, 0, 0, 0, 0);
-    let types = families.ether_types();
 
     let mut program = vec![
+        copy(R6, R1),
         set(R0, TCX_NEXT),
         load(R2, PACKET_TYPE),
         jump_if_equal(R2, i32::from(libc::PACKET_HOST), 1),
@@ -178,11 +208,29 @@ fn instructions(families: Families) -> Vec<Instruction> {
         exit(),
         load(R2, PROTOCOL),
     ];
-    for (number, ether_type) in types.iter().enumerate() {
-        let to_drop = (types.len() - number) as i16;
-        program.push(jump_if_equal(R2, i32::from(ether_type.to_be()), to_drop));
+    let ipv6 = [
+        read_half(DESTINATION),
+        and(R0, i32::from(LINK_LOCAL.1)),
+        jump_if_equal(R0, i32::from(LINK_LOCAL.0), 5), // pass
+        read_byte(NEXT_HEADER),
+        jump_unless_equal(R0, i32::from(ICMPV6), 5), // drop
+        read_byte(ICMPV6_TYPE),
+        subtract(R0, i32::from(*DISCOVERY.start())),
+        jump_if_above(R0, i32::from(DISCOVERY.end() - DISCOVERY.start()), 2), // drop
+        set(R0, TCX_NEXT),
+        exit(),
+    ];
+    let drop = [set(R0, TCX_DROP), exit()];
+    let is = |ether_type: u16, over| jump_if_equal(R2, i32::from(ether_type.to_be()), over);
+    match families {
+        Families::V4 => program.extend([is(IPV4, 1), exit()]),
+        Families::V6 => program.extend([is(IPV6, 1), exit()]),
+        Families::Both => program.extend([is(IPV4, 2 + ipv6.len() as i16), is(IPV6, 1), exit()]),
     }
-    program.extend([exit(), set(R0, TCX_DROP), exit()]);
+    if families != Families::V4 {
+        program.extend(ipv6);
+    }
+    program.extend(drop);
     program
 }
 

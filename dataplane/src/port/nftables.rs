@@ -6,6 +6,9 @@
 //!     chain ingress {
 //!         type filter hook ingress devices = { ... } priority -500; policy accept;
 //!         meta pkttype host ether type ip drop
+//!         ether type ip6 ip6 daddr fe80::/10 accept
+//!         ether type ip6 ip6 nexthdr icmpv6 icmpv6 type 133-137 accept
+//!         meta pkttype host ether type ip6 drop
 //!     }
 //! }
 //! ```
@@ -13,6 +16,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use crate::port::guard::{DESTINATION, DISCOVERY, ICMPV6, ICMPV6_TYPE, IPV6, LINK_LOCAL, NEXT_HEADER};
 use crate::port::sys;
 
 /// Before every chain that others use.
@@ -24,6 +28,7 @@ const TABLE_FLAG_OWNER: u32 = 2;
 const NETDEV_INGRESS: u32 = 0;
 const POLICY_ACCEPT: u32 = 1;
 const VERDICT_DROP: u32 = 0;
+const VERDICT_ACCEPT: u32 = 1;
 const REGISTER_VERDICT: u32 = 0;
 const REGISTER: u32 = 1;
 const ETHER_TYPE_OFFSET: u32 = 12;
@@ -57,6 +62,11 @@ mod attribute {
     pub(super) const COMPARE_REGISTER: u16 = 1;
     pub(super) const COMPARE_OPERATION: u16 = 2;
     pub(super) const COMPARE_DATA: u16 = 3;
+    pub(super) const BITWISE_SOURCE: u16 = 1;
+    pub(super) const BITWISE_DESTINATION: u16 = 2;
+    pub(super) const BITWISE_LEN: u16 = 3;
+    pub(super) const BITWISE_MASK: u16 = 4;
+    pub(super) const BITWISE_XOR: u16 = 5;
     pub(super) const IMMEDIATE_REGISTER: u16 = 1;
     pub(super) const IMMEDIATE_DATA: u16 = 2;
     pub(super) const DATA_VALUE: u16 = 1;
@@ -110,40 +120,57 @@ fn transaction(table: &str, interfaces: &[&str], ether_types: &[u16]) -> (Vec<u8
         message.number(a::CHAIN_POLICY, POLICY_ACCEPT);
         message.text(a::CHAIN_TYPE, "filter");
     });
-    for ether_type in ether_types {
+    let mut rules = 0;
+    let mut rule = |batch: &mut Batch, expressions: &dyn Fn(&mut Batch)| {
+        rules += 1;
         batch.message(kind(libc::NFT_MSG_NEWRULE), libc::NLM_F_APPEND, |message| {
             message.text(a::RULE_TABLE, table);
             message.text(a::RULE_CHAIN, CHAIN);
-            message.nested(a::RULE_EXPRESSIONS, |rule| expressions(rule, *ether_type));
+            message.nested(a::RULE_EXPRESSIONS, expressions);
         });
+    };
+    for ether_type in ether_types {
+        if *ether_type == IPV6 {
+            rule(&mut batch, &pass_link_local);
+            rule(&mut batch, &pass_discovery);
+        }
+        rule(&mut batch, &|rule| drop_to_host(rule, *ether_type));
     }
     batch.message(libc::NFNL_MSG_BATCH_END as u16, 0, |_| {});
-    (batch.bytes, 2 + ether_types.len())
+    (batch.bytes, 2 + rules)
 }
 
-/// `meta pkttype host ether type TYPE drop`. The type is read from the frame, where a VLAN tag shows.
-fn expressions(rule: &mut Batch, ether_type: u16) {
+/// `ether type ip6 ip6 daddr fe80::/10 accept`.
+fn pass_link_local(rule: &mut Batch) {
+    let (prefix, mask) = LINK_LOCAL;
+    rule.has_ether_type(IPV6);
+    rule.load(libc::NFT_PAYLOAD_NETWORK_HEADER, DESTINATION, 2);
+    rule.mask(&mask.to_be_bytes());
+    rule.compare(libc::NFT_CMP_EQ, &prefix.to_be_bytes());
+    rule.verdict(VERDICT_ACCEPT);
+}
+
+/// `ether type ip6 ip6 nexthdr icmpv6 icmpv6 type 133-137 accept`.
+fn pass_discovery(rule: &mut Batch) {
+    rule.has_ether_type(IPV6);
+    rule.load(libc::NFT_PAYLOAD_NETWORK_HEADER, NEXT_HEADER, 1);
+    rule.compare(libc::NFT_CMP_EQ, &[ICMPV6]);
+    rule.load(libc::NFT_PAYLOAD_NETWORK_HEADER, ICMPV6_TYPE, 1);
+    rule.compare(libc::NFT_CMP_GTE, &[*DISCOVERY.start()]);
+    rule.compare(libc::NFT_CMP_LTE, &[*DISCOVERY.end()]);
+    rule.verdict(VERDICT_ACCEPT);
+}
+
+/// `meta pkttype host ether type TYPE drop`.
+fn drop_to_host(rule: &mut Batch, ether_type: u16) {
     use attribute as a;
     rule.expression("meta", |meta| {
         meta.number(a::META_REGISTER, REGISTER);
         meta.number(a::META_KEY, libc::NFT_META_PKTTYPE as u32);
     });
-    rule.compare(&[libc::PACKET_HOST]);
-    rule.expression("payload", |payload| {
-        payload.number(a::PAYLOAD_REGISTER, REGISTER);
-        payload.number(a::PAYLOAD_BASE, libc::NFT_PAYLOAD_LL_HEADER as u32);
-        payload.number(a::PAYLOAD_OFFSET, ETHER_TYPE_OFFSET);
-        payload.number(a::PAYLOAD_LEN, ETHER_TYPE_LEN);
-    });
-    rule.compare(&ether_type.to_be_bytes());
-    rule.expression("immediate", |immediate| {
-        immediate.number(a::IMMEDIATE_REGISTER, REGISTER_VERDICT);
-        immediate.nested(a::IMMEDIATE_DATA, |data| {
-            data.nested(a::DATA_VERDICT, |verdict| {
-                verdict.number(a::VERDICT_CODE, VERDICT_DROP);
-            });
-        });
-    });
+    rule.compare(libc::NFT_CMP_EQ, &[libc::PACKET_HOST]);
+    rule.has_ether_type(ether_type);
+    rule.verdict(VERDICT_DROP);
 }
 
 fn kind(message: libc::c_int) -> u16 {
@@ -213,13 +240,56 @@ impl Batch {
         });
     }
 
-    /// Goes on only if the register holds `value`.
-    fn compare(&mut self, value: &[u8]) {
+    /// Loads `len` bytes of the frame into the register, `offset` bytes behind the start of the header `base`.
+    fn load(&mut self, base: libc::c_int, offset: u32, len: u32) {
+        self.expression("payload", |payload| {
+            payload.number(attribute::PAYLOAD_REGISTER, REGISTER);
+            payload.number(attribute::PAYLOAD_BASE, base as u32);
+            payload.number(attribute::PAYLOAD_OFFSET, offset);
+            payload.number(attribute::PAYLOAD_LEN, len);
+        });
+    }
+
+    /// Goes on only if the frame has this Ethernet type. It is read from the frame, where a VLAN tag shows.
+    fn has_ether_type(&mut self, ether_type: u16) {
+        self.load(libc::NFT_PAYLOAD_LL_HEADER, ETHER_TYPE_OFFSET, ETHER_TYPE_LEN);
+        self.compare(libc::NFT_CMP_EQ, &ether_type.to_be_bytes());
+    }
+
+    /// Clears the bits of the register that `mask` does not have.
+    fn mask(&mut self, mask: &[u8]) {
+        self.expression("bitwise", |bitwise| {
+            bitwise.number(attribute::BITWISE_SOURCE, REGISTER);
+            bitwise.number(attribute::BITWISE_DESTINATION, REGISTER);
+            bitwise.number(attribute::BITWISE_LEN, mask.len() as u32);
+            for (kind, value) in
+                [(attribute::BITWISE_MASK, mask), (attribute::BITWISE_XOR, &[0; 16][..mask.len()])]
+            {
+                bitwise.nested(kind, |data| {
+                    data.attribute(attribute::DATA_VALUE, |batch| batch.bytes.extend(value));
+                });
+            }
+        });
+    }
+
+    /// Goes on only if the register is to `value` as `operation` says.
+    fn compare(&mut self, operation: libc::c_int, value: &[u8]) {
         self.expression("cmp", |compare| {
             compare.number(attribute::COMPARE_REGISTER, REGISTER);
-            compare.number(attribute::COMPARE_OPERATION, libc::NFT_CMP_EQ as u32);
+            compare.number(attribute::COMPARE_OPERATION, operation as u32);
             compare.nested(attribute::COMPARE_DATA, |data| {
                 data.attribute(attribute::DATA_VALUE, |batch| batch.bytes.extend(value));
+            });
+        });
+    }
+
+    /// What becomes of a frame that has come so far in its rule.
+    fn verdict(&mut self, code: u32) {
+        use attribute as a;
+        self.expression("immediate", |immediate| {
+            immediate.number(a::IMMEDIATE_REGISTER, REGISTER_VERDICT);
+            immediate.nested(a::IMMEDIATE_DATA, |data| {
+                data.nested(a::DATA_VERDICT, |verdict| verdict.number(a::VERDICT_CODE, code));
             });
         });
     }

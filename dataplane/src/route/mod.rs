@@ -11,6 +11,7 @@
 //! Tables are built by control from a file or from the kernel's, and handed over whole. A [`RouteId`] is one
 //! object per prefix, so that a changed route can later change in place under the flows that use it (RT-05).
 
+pub mod discovery;
 pub mod fib;
 pub mod neighbour;
 pub mod own;
@@ -23,7 +24,7 @@ pub(crate) mod fixture;
 use crate::packet::{Family, PortId, Prefix};
 
 pub use fib::{Fib, RouteId};
-pub use neighbour::{AdjacencyId, Hold, Learned, Link, NeighbourEvent, Neighbours, Solicitation};
+pub use neighbour::{AdjacencyId, Advertised, Hold, Learned, Link, NeighbourEvent, Neighbours, Solicitation};
 pub use own::own_routes;
 pub use source::{Interface, InterfaceAddress, Interfaces};
 

@@ -13,8 +13,9 @@
 //!                  └─ hold, at least 1 s later: INCOMPLETE again          PERMANENT: configured, never ages
 //! ```
 //!
-//! REACHABLE, STALE, PROBE and PERMANENT have a link address and forward. ARP and NDP differ in bytes only, so
-//! the machine is generic over the family; the forwarder builds the frames.
+//! REACHABLE, STALE, PROBE and PERMANENT have a link address and forward. ARP and NDP differ in their frames,
+//! which the forwarder builds, and in what an answer says ([`Neighbours::learn`], [`Neighbours::advertised`]);
+//! the machine is generic over the family.
 //!
 //! What is to be done comes out as [`NeighbourEvent`]s: whoever calls `poll` or `learn` takes them all with
 //! [`Neighbours::next_event`].
@@ -38,7 +39,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub use message::{Hold, Learned, NeighbourEvent, Solicitation};
+pub use message::{Advertised, Hold, Learned, NeighbourEvent, Solicitation};
 use record::Record;
 pub use record::{AdjacencyId, Link, State};
 
@@ -288,6 +289,37 @@ impl<A: Family, H> Neighbours<A, H> {
             _ if same => return,
             _ => State::Stale,
         };
+        self.take(slot, link, new, now);
+    }
+
+    /// Takes in a neighbour advertisement by the rules of RFC 4861, section 7.2.5. It makes no neighbour known.
+    pub fn advertised(&mut self, port: PortId, target: A::Addr, said: Advertised, now: Instant) {
+        let Some(&slot) = self.index.get(&(port, target)) else { return };
+        let (old_link, old) = self.records[usize::from(slot)].read();
+        if old == State::Permanent {
+            return;
+        }
+        if !old.is_usable() {
+            let Some(link) = said.link else { return };
+            let new = if said.solicited { State::Reachable } else { State::Stale };
+            return self.take(slot, link, new, now);
+        }
+        let link = said.link.unwrap_or(old_link);
+        if link != old_link && !said.overrides {
+            // Somebody else claims the address: to be asked about when it is next used.
+            if old == State::Reachable {
+                self.take(slot, old_link, State::Stale, now);
+            }
+        } else if said.solicited {
+            self.take(slot, link, State::Reachable, now);
+        } else if link != old_link {
+            self.take(slot, link, State::Stale, now);
+        }
+    }
+
+    /// Gives a neighbour a link address, and releases what waited for it.
+    fn take(&mut self, slot: u16, link: LinkAddr, new: State, now: Instant) {
+        let place = usize::from(slot);
         self.records[place].set(link, new);
         let entry = &mut self.entries[place];
         entry.updated = now;

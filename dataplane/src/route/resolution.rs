@@ -1,4 +1,5 @@
-//! What to do with a received ARP message or neighbour discovery message: learn from it, answer it (NB-01).
+//! What to do with a received ARP message: learn from it, answer it (NB-01). IPv6's counterpart is
+//! [`discovery`](super::discovery).
 //!
 //! A decision without effects; the forwarder parses the message before and builds the answer after. The rules
 //! are the kernel's `arp_process` with its default settings: the node answers for any of its addresses on any
@@ -26,9 +27,9 @@ pub struct Message<A: Family> {
 /// Kinds of messages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MessageKind {
-    /// ARP request, neighbour solicitation.
+    /// ARP request.
     Request,
-    /// ARP reply, neighbour advertisement.
+    /// ARP reply.
     Reply,
 }
 

@@ -241,13 +241,20 @@ impl<A: Family> Interfaces<A> {
         }
     }
 
+    /// The link-local address of a port's interface (IPv6), if it has one that may be spoken with.
+    pub fn link_local(&self, port: PortId) -> Option<A::Addr> {
+        let usable =
+            |own: &&InterfaceAddress<A>| own.lifetime != Lifetime::Tentative && own.address.stays_on_link();
+        self.of_port(port)?.addresses().iter().find(usable).map(|own| own.address)
+    }
+
     /// The source of a request for the link address of `target` on `out`; `waiting` is the source of the
     /// packet that waits for it, if any.
     ///
     /// As Linux with `arp_announce` 0: the waiting packet's source when it is the node's, else an address
     /// chosen as for masquerading, of scope link or wider; IPv6 takes the waiting packet's source when it is
     /// this interface's, else the interface's link-local address. Nothing means a request without a sender
-    /// (an ARP probe; IPv6 cannot ask then).
+    /// (an ARP probe; IPv6 asks from [the port's own](super::discovery::source_on_link) then).
     pub fn solicit_source(&self, out: PortId, target: A::Addr, waiting: Option<A::Addr>) -> Option<A::Addr> {
         if A::VERSION == 4 {
             waiting
@@ -261,9 +268,7 @@ impl<A: Family> Interfaces<A> {
                     .filter(|own| own.lifetime != Lifetime::Tentative)
                     .map(|own| own.address)
             };
-            waiting
-                .filter(|&source| own().any(|address| address == source))
-                .or_else(|| own().find(|&address| ipv6_scope(address.bits()) == LINK_LOCAL))
+            waiting.filter(|&source| own().any(|address| address == source)).or_else(|| self.link_local(out))
         }
     }
 

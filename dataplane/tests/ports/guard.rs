@@ -28,6 +28,8 @@ pub(crate) fn trials(rights: Rights) -> Vec<Trial> {
         trial!(pt_05_an_nftables_table_passes_vlan_tagged_frames),
         root_only(trial!(pt_05_a_tcx_link_guards_ipv6)),
         trial!(pt_05_an_nftables_table_guards_ipv6),
+        root_only(trial!(pt_05_a_tcx_link_passes_neighbour_discovery_and_link_local_packets)),
+        trial!(pt_05_an_nftables_table_passes_neighbour_discovery_and_link_local_packets),
         trial!(pt_05_guards_of_several_interfaces_live_side_by_side),
         trial!(pt_05_the_guard_ends_with_a_killed_process),
         trial!(pt_05_a_guard_of_no_interface_is_refused),
@@ -194,6 +196,58 @@ fn pt_05_a_tcx_link_guards_ipv6() {
 
 fn pt_05_an_nftables_table_guards_ipv6() {
     guards_ipv6(Means::NftablesTable);
+}
+
+/// The answers of neighbour discovery are unicast, and so are its questions about what is known.
+fn passes_discovery(means: Means) {
+    let (_host, pod) = host_and_pod();
+    let enable = |interface: &str, addresses: [&str; 2]| {
+        let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+        std::fs::write(path, "0").unwrap();
+        for address in addresses {
+            ip(&format!("addr add {address} dev {interface} nodad"));
+        }
+    };
+    enable("vp", ["fd00::1/64", "fe80::1/64"]);
+    pod.run(|| enable("eth0", ["fd00::2/64", "fe80::2/64"]));
+    let host = UdpSocket::bind("[::]:6000").unwrap();
+    host.set_read_timeout(Some(SILENCE)).unwrap();
+    let inside = pod.run(|| UdpSocket::bind("[::]:6000").unwrap());
+    inside.set_read_timeout(Some(SILENCE)).unwrap();
+    let _guard = Guard::attach_by(means, &["vp"], Families::Both).unwrap();
+    let send = |socket: &UdpSocket, to: &str, interface: u32| {
+        let address = std::net::SocketAddrV6::new(to.parse().unwrap(), 6000, 0, interface);
+        let _ = socket.send_to(b"hello", address);
+    };
+    let received = |socket: &UdpSocket| socket.recv(&mut [0; 9]).is_ok();
+    // The host's kernel is given the pod's answer, and the pod the host's.
+    assert!(eventually(|| {
+        send(&host, "fd00::2", 0);
+        received(&inside)
+    }));
+    send(&inside, "fd00::1", 0);
+    assert!(!received(&host), "guarded");
+    let known = |of: &str| ip(&format!("neigh show {of}"));
+    assert!(pod.run(|| known("fd00::1")).contains("lladdr"));
+    // A question to the host itself, as when the pod confirms what it knows.
+    assert!(eventually(|| {
+        pod.run(|| ip("neigh change fd00::1 dev eth0 nud probe"));
+        std::thread::sleep(SILENCE / 4);
+        pod.run(|| known("fd00::1")).contains("REACHABLE")
+    }));
+    let index = pod.run(|| nix::net::if_::if_nametoindex("eth0").unwrap());
+    assert!(eventually(|| {
+        send(&inside, "fe80::1", index);
+        received(&host)
+    }));
+}
+
+fn pt_05_a_tcx_link_passes_neighbour_discovery_and_link_local_packets() {
+    passes_discovery(Means::TcxLink);
+}
+
+fn pt_05_an_nftables_table_passes_neighbour_discovery_and_link_local_packets() {
+    passes_discovery(Means::NftablesTable);
 }
 
 fn pt_05_guards_of_several_interfaces_live_side_by_side() {

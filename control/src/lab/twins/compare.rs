@@ -22,7 +22,7 @@ use super::forwarder::keeps_ports;
 use super::packet::{
     ACK, COOKIE_ECHO, Checksum, Content, Datagram, INIT, INIT_ACK, PSH, SYN, Seen, Tag, Tuple,
 };
-use super::report::{Difference, Report};
+use super::report::{Deliberate, Difference, Report};
 use super::scenario::Scenario;
 use super::site::Site;
 use super::wire::{Place, Sighting};
@@ -107,6 +107,7 @@ pub fn compare(
         next_shot: 0,
         interrupted,
         differences: Vec::new(),
+        deliberate: BTreeMap::new(),
     };
     let retried = comparison.flows(&flows.specs)?;
     let mut choices = 0;
@@ -114,7 +115,7 @@ pub fn compare(
         comparison.choice(choosing, level)?;
         choices += 1;
     }
-    let Comparison { twins, differences, .. } = comparison;
+    let Comparison { twins, differences, deliberate, .. } = comparison;
     Ok(Report {
         name: scenario.name.clone(),
         family: scenario.family,
@@ -124,6 +125,7 @@ pub fn compare(
         choices,
         retried,
         differences,
+        deliberate,
         drops: twins.forwarder.drops(),
         took: begun.elapsed(),
     })
@@ -136,6 +138,7 @@ struct Comparison<'a> {
     next_shot: u32,
     interrupted: &'a dyn Fn() -> bool,
     differences: Vec<Difference>,
+    deliberate: BTreeMap<Deliberate, usize>,
 }
 
 /// One connection of a flow.
@@ -147,7 +150,29 @@ struct Shot<'a> {
 }
 
 /// What became of a flow's packets, step by step, in words; one set for each side.
-type Words = BTreeMap<&'static str, [BTreeSet<String>; 2]>;
+type Words = BTreeMap<Step, [BTreeSet<String>; 2]>;
+
+/// What is compared of a connection, in the order of cause and effect.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Step {
+    First,
+    Affinity,
+    Answer,
+    Second,
+    Connection,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Step::First => "first packet",
+            Step::Affinity => "affinity",
+            Step::Answer => "answer",
+            Step::Second => "second packet",
+            Step::Connection => "connection",
+        }
+    }
+}
 
 impl Comparison<'_> {
     /// Sends all flows, and those whose words differ again. Returns how many were sent again and then agreed.
@@ -174,13 +199,19 @@ impl Comparison<'_> {
             }
         }
         for flow in &open {
-            let differing = words[*flow].iter().filter(|(_, [kernel, pollux])| kernel != pollux);
-            self.differences.extend(differing.map(|(step, [kernel, pollux])| Difference {
+            // The first step that differs: those after it follow from it.
+            let differing = words[*flow].iter().find(|(_, [kernel, pollux])| kernel != pollux);
+            let Some((step, [kernel, pollux])) = differing else { continue };
+            let difference = Difference {
                 flow: specs[*flow].name.clone(),
-                step,
+                step: step.name(),
                 kernel: kernel.iter().cloned().collect(),
                 pollux: pollux.iter().cloned().collect(),
-            }));
+            };
+            match deliberate(&specs[*flow], &difference) {
+                Some(cause) => *self.deliberate.entry(cause).or_default() += 1,
+                None => self.differences.push(difference),
+            }
         }
         Ok(first_open - open.len())
     }
@@ -197,7 +228,7 @@ impl Comparison<'_> {
             for side in Side::BOTH {
                 let entry = tables[side as usize].get(&shot.first.tuple());
                 let text = self.entry_words(shot, entry);
-                words[shot.flow].entry("connection").or_default()[side as usize].insert(text);
+                words[shot.flow].entry(Step::Connection).or_default()[side as usize].insert(text);
             }
         }
         for (flow, spec) in shots.iter().map(|shot| (shot.flow, shot.spec)).collect::<BTreeMap<_, _>>() {
@@ -216,7 +247,7 @@ impl Comparison<'_> {
                         1 => "all connections of the client to one backend",
                         _ => "connections of the client to several backends",
                     };
-                    words[flow].entry("affinity").or_default()[side as usize].insert(text.to_owned());
+                    words[flow].entry(Step::Affinity).or_default()[side as usize].insert(text.to_owned());
                 }
             }
         }
@@ -255,7 +286,7 @@ impl Comparison<'_> {
             for side in Side::BOTH {
                 let tag = shot.first.tag;
                 let sightings = seen[side as usize].get(&tag).map_or(&[][..], Vec::as_slice);
-                self.note(words, shot, side, "first packet", &shot.first, sightings, None);
+                self.note(words, shot, side, Step::First, &shot.first, sightings, None);
                 let [first] = sightings else { continue };
                 firsts.insert((side, tag.shot), first.clone());
                 let Some((answer, second)) = conversation(shot, first) else { continue };
@@ -267,13 +298,13 @@ impl Comparison<'_> {
         let seen = self.twins.exchange(&just(&answers))?;
         for (shot, Sending { side, datagram, .. }) in &answers {
             let sightings = seen[*side as usize].get(&datagram.tag).map_or(&[][..], Vec::as_slice);
-            self.note(words, shot, *side, "answer", datagram, sightings, None);
+            self.note(words, shot, *side, Step::Answer, datagram, sightings, None);
         }
         let seen = self.twins.exchange(&just(&seconds))?;
         for (shot, Sending { side, datagram, .. }) in &seconds {
             let sightings = seen[*side as usize].get(&datagram.tag).map_or(&[][..], Vec::as_slice);
             let first = firsts.get(&(*side, shot.first.tag.shot));
-            self.note(words, shot, *side, "second packet", datagram, sightings, first);
+            self.note(words, shot, *side, Step::Second, datagram, sightings, first);
         }
         Ok(())
     }
@@ -285,7 +316,7 @@ impl Comparison<'_> {
         words: &mut [Words],
         shot: &Shot<'_>,
         side: Side,
-        step: &'static str,
+        step: Step,
         sent: &Datagram,
         sightings: &[Sighting],
         first: Option<&Sighting>,
@@ -346,7 +377,9 @@ impl Comparison<'_> {
                 IpAddr::V6(address) => format!("[{address}]"),
             },
         };
-        let masqueraded = tuple.source != sent.source && sent.tag.packet != ANSWER;
+        // A source that is the node's own is masqueraded to itself: only the port says so.
+        let forward = sent.tag.packet != ANSWER;
+        let masqueraded = forward && (tuple.source != sent.source || tuple.source_port != client);
         let port = |number: u16, is_free: bool| {
             if is_free && !self.keeps_ports {
                 class_of(tuple.protocol, number).to_owned()
@@ -518,6 +551,20 @@ impl Comparison<'_> {
 /// Parts into which 1024-65535 is cut.
 const PORT_KINDS: usize = 16;
 const PORTS_OF_A_KIND: usize = 64_512 / PORT_KINDS;
+
+/// Why Pollux does what the kernel does not, where it is meant to.
+fn deliberate(spec: &FlowSpec, difference: &Difference) -> Option<Deliberate> {
+    let nothing = difference.pollux.iter().all(|words| words == "nothing");
+    if difference.step != Step::First.name() || !nothing {
+        return None;
+    }
+    let leaves = difference.kernel.iter().all(|words| words.contains(" ttl ") && !words.contains("by the host"));
+    match (spec.place, spec.source, spec.destination) {
+        (Place::Host, source, _) if source.is_loopback() && leaves => Some(Deliberate::LoopbackLeaves),
+        (Place::Port(_), _, IpAddr::V6(Ipv6Addr::UNSPECIFIED)) if leaves => Some(Deliberate::UnspecifiedV6),
+        _ => None,
+    }
+}
 
 /// How often a flow is sent at first.
 fn repeats(spec: &FlowSpec) -> usize {

@@ -29,7 +29,7 @@ mod wire;
 
 pub use choice::{CONNECTIONS, FALSE_ALARM, p_value};
 pub use compare::{Ended, compare};
-pub use report::{Difference, Report, junit};
+pub use report::{Deliberate, Difference, Report, junit};
 pub use scenario::{Dump, Family, Scenario, find, folder_scenarios};
 
 /// The level of each test of a choice, when `scenarios` are compared in a run: Bonferroni's share of

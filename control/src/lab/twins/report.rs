@@ -1,5 +1,6 @@
 //! What a comparison found, for people and for programs that read JUnit's XML.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
@@ -27,10 +28,31 @@ pub struct Report {
     pub retried: usize,
     /// What differs.
     pub differences: Vec<Difference>,
+    /// Flows that Pollux is meant to treat differently, by the reason; they are no differences.
+    pub deliberate: BTreeMap<Deliberate, usize>,
     /// Pollux's drop counters.
     pub drops: Vec<String>,
     /// How long it took.
     pub took: Duration,
+}
+
+/// What Pollux refuses although the kernel lets it pass (FW-03).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Deliberate {
+    /// With `route_localnet`, the kernel sends what a process has bound to 127.0.0.1 out of a port as it is,
+    /// when no rule masquerades it. No loopback address may be on a wire (RFC 1122, section 3.2.1.3).
+    LoopbackLeaves,
+    /// The kernel forwards packets to `::` by its default route. It is nobody's address (RFC 4291, section 2.5.2).
+    UnspecifiedV6,
+}
+
+impl Display for Deliberate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Deliberate::LoopbackLeaves => "loopback sources that leave",
+            Deliberate::UnspecifiedV6 => "packets to ::",
+        })
+    }
 }
 
 /// A flow that the two nodes treat differently.
@@ -133,6 +155,7 @@ mod tests {
             choices: 1,
             retried: 0,
             differences,
+            deliberate: BTreeMap::new(),
             drops: Vec::new(),
             took: Duration::from_millis(1500),
         }

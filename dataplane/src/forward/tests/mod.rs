@@ -5,6 +5,7 @@
 mod changes;
 mod express;
 mod hygiene;
+mod ipv6;
 mod laws;
 mod neighbours;
 mod source_ports;

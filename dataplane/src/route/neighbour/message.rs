@@ -1,8 +1,11 @@
 //! What goes into the neighbours' table and comes out of it.
 
+use std::net::Ipv6Addr;
+
 #[cfg(doc)]
 use super::Neighbours;
 use super::record::AdjacencyId;
+use crate::packet::ndp::{group_link, solicited_node};
 use crate::packet::{Address, Family, LinkAddr, Packet, PortId};
 use crate::stats::Reason;
 
@@ -22,6 +25,17 @@ pub enum Learned {
     /// From the kernel's table. Makes the neighbour known, to be confirmed when used: the kernel does not
     /// see the traffic, so it would not notice for Pollux that a neighbour moved.
     Kernel,
+}
+
+/// What a neighbour advertisement says of its target (RFC 4861, section 4.4).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Advertised {
+    /// The link address; nothing when the message has none.
+    pub link: Option<LinkAddr>,
+    /// It answers a question of this node.
+    pub solicited: bool,
+    /// It replaces a link address that is known.
+    pub overrides: bool,
 }
 
 /// A request for a link address, to be sent as ARP request or neighbour solicitation.
@@ -46,8 +60,7 @@ impl<A: Family> Solicitation<A> {
             if A::VERSION == 4 {
                 LinkAddr::BROADCAST
             } else {
-                let [.., a, b, c] = self.target.bits().to_be_bytes();
-                LinkAddr([0x33, 0x33, 0xff, a, b, c])
+                group_link(solicited_node(Ipv6Addr::from_bits(self.target.bits())))
             }
         })
     }

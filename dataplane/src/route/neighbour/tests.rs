@@ -522,3 +522,68 @@ proptest! {
         prop_assert_eq!(bench.table.held(), 0);
     }
 }
+
+/// A neighbour of IPv6 in this state, and what becomes of it.
+fn advertised(
+    before: Option<(LinkAddr, State)>,
+    said: Advertised,
+) -> (Option<LinkAddr>, State, Vec<NeighbourEvent<V6, u32>>) {
+    let mut table = Neighbours::<V6, u32>::new(Limits::default());
+    table.set_port(PORT, OWN, 1480);
+    let now = Instant::from_secs(1000);
+    let pod = "fd00::8".parse().unwrap();
+    let id = table.get_or_create(PORT, pod, now).unwrap();
+    match before {
+        None => assert_eq!(table.hold(id, 1, pod, now), Hold::Waiting),
+        Some((link, state)) => {
+            table.learn(PORT, pod, link, Learned::Kernel, now);
+            table.records[id.slot()].set(link, state);
+        }
+    }
+    table.advertised(PORT, pod, said, now);
+    let neighbour = table.get(id).unwrap();
+    let events = std::iter::from_fn(|| table.next_event()).collect();
+    (neighbour.link, neighbour.state, events)
+}
+
+/// RFC 4861, section 7.2.5 and appendix C, case by case.
+#[test]
+fn nb_03_an_advertisement_moves_the_state_as_the_standard_says() {
+    use State::*;
+    let said = |link: Option<LinkAddr>, flags: &str| Advertised {
+        link,
+        solicited: flags.contains('S'),
+        overrides: flags.contains('O'),
+    };
+    let (same, new, none) = (Some(LINK), Some(OTHER), None);
+    for (before, link, flags, after) in [
+        (None, same, "S", (Some(LINK), Reachable)),
+        (None, same, "", (Some(LINK), Stale)),
+        (None, none, "SO", (None, Incomplete)),
+        (Some(Failed), same, "S", (Some(LINK), Reachable)),
+        (Some(Stale), same, "S", (Some(LINK), Reachable)),
+        (Some(Stale), none, "S", (Some(LINK), Reachable)),
+        (Some(Probe), same, "SO", (Some(LINK), Reachable)),
+        (Some(Probe), new, "SO", (Some(OTHER), Reachable)),
+        (Some(Probe), new, "S", (Some(LINK), Probe)),
+        (Some(Reachable), new, "S", (Some(LINK), Stale)),
+        (Some(Reachable), new, "", (Some(LINK), Stale)),
+        (Some(Reachable), new, "O", (Some(OTHER), Stale)),
+        (Some(Reachable), same, "", (Some(LINK), Reachable)),
+        (Some(Stale), same, "O", (Some(LINK), Stale)),
+        (Some(Permanent), new, "SO", (Some(LINK), Permanent)),
+    ] {
+        let (now, state, events) = advertised(before.map(|state| (LINK, state)), said(link, flags));
+        assert_eq!((now, state), after, "{before:?} {link:?} {flags}");
+        assert_eq!(events.len(), usize::from(before.is_none() && state != Incomplete), "what waited");
+    }
+}
+
+#[test]
+fn nb_01_an_advertisement_makes_no_neighbour_known() {
+    let mut table = Neighbours::<V6, u32>::new(Limits::default());
+    table.set_port(PORT, OWN, 1480);
+    let said = Advertised { link: Some(LINK), solicited: false, overrides: true };
+    table.advertised(PORT, "fd00::8".parse().unwrap(), said, Instant::from_secs(1000));
+    assert!(table.is_empty());
+}
