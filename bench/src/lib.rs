@@ -3,6 +3,7 @@
 pub mod instructions;
 pub mod node;
 pub mod pipeline;
+pub mod services;
 
 /// Work that is measured: run after run, each followed by a check that nobody measures.
 pub trait Work {

@@ -78,7 +78,8 @@ pub const BACKENDS: [Place; 3] = [
 /// # Panics
 /// When the machine has no memory for it.
 pub fn forwarder(pool: &'static Pool, connections: usize) -> Forwarder {
-    let settings = Settings { connections, timeouts: Timeouts::default(), seed: 0x706f_6c6c_7578 };
+    let settings =
+        Settings { connections, clients: 1024, timeouts: Timeouts::default(), seed: 0x706f_6c6c_7578 };
     let mut forwarder = Forwarder::new(&settings, pool).expect("the flow tables can be mapped");
     forwarder.set_tables(Arc::new(tables()));
     let mut neighbour = |port, address: Ipv4Addr, link| {

@@ -11,53 +11,98 @@ use crate::config::Config;
 use crate::config::proxy::LocalhostNodePorts;
 use crate::node::{FamilyView, NodeView};
 use crate::problem::Problem;
-use crate::translate::{HealthCheck, Input, ServicePortRules, translate};
+use crate::translate::{Changes, HealthCheck, Input, ServicePorts, SliceIndex, Translator};
 
-/// Compiled tables and what `control` keeps beside them.
+/// Compiled tables and what `control` keeps beside them. A copy shares its content.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// For the data plane.
     pub tables: Arc<Tables>,
-    /// The service ports of IPv4: a frontend's `service_port` is a place in it.
-    pub ports_v4: Vec<ServicePortRules<V4>>,
+    /// The service ports of IPv4: a frontend's `service_port` is a number in it.
+    pub ports_v4: ServicePorts<V4>,
     /// Those of IPv6.
-    pub ports_v6: Vec<ServicePortRules<V6>>,
+    pub ports_v6: ServicePorts<V6>,
     /// The health checks that this node answers (UP-05).
-    pub health_checks: Vec<HealthCheck>,
+    pub health_checks: Arc<[HealthCheck]>,
     /// Conflicts that were decided, and the like: worth saying, no error.
     pub reports: Vec<Problem>,
 }
 
-/// Compiles the tables of the node called `node_name`.
+/// Compiles the tables of a node whose cluster changes: each time what changed (UP-01).
+#[derive(Debug, Default)]
+pub struct Compiler {
+    slices: SliceIndex,
+    v4: Translator<V4>,
+    v6: Translator<V6>,
+    health_checks: HealthChecks,
+}
+
+/// The health checks of both families, and what they were put together from.
+#[derive(Debug, Default)]
+struct HealthChecks {
+    families: [Arc<[HealthCheck]>; 2],
+    both: Arc<[HealthCheck]>,
+}
+
+impl Compiler {
+    /// Takes over `changes` of the objects: those since the last update, or [`Changes::all`] at the first.
+    /// The node, its configuration and the view of it are compared with the last ones here.
+    pub fn update(
+        &mut self,
+        cluster: &Cluster,
+        config: &Config,
+        node_name: &str,
+        view: &NodeView,
+        changes: &Changes,
+    ) -> Compiled {
+        let local_addresses = view.local_addresses();
+        let input = Input {
+            cluster,
+            proxy: &config.proxy,
+            node_name,
+            service_proxy_name: config.node.as_ref().and_then(|node| node.service_proxy_name.as_deref()),
+            local_addresses: &local_addresses,
+        };
+        let services = self.slices.update(cluster, changes);
+        let v4 = self.v4.update(&input, &self.slices, &services);
+        let v6 = self.v6.update(&input, &self.slices, &services);
+        let mut reports = v4.reports;
+        reports.extend(v6.reports);
+        let tables = Tables {
+            ports: view.ports.clone(),
+            v4: Some(family_tables(v4.services, &view.v4, v4.localhost_node_ports)),
+            // A node without an IPv6 address forwards none: such frames are left to the host.
+            v6: view
+                .v6
+                .has_addresses()
+                .then(|| family_tables(v6.services, &view.v6, v6.localhost_node_ports)),
+            masquerade: Masquerade { mark: v4.mark, ports: view.masquerade_ports },
+        };
+        Compiled {
+            tables: Arc::new(tables),
+            ports_v4: v4.ports,
+            ports_v6: v6.ports,
+            health_checks: self.health_checks.of([v4.health_checks, v6.health_checks]),
+            reports,
+        }
+    }
+}
+
+impl HealthChecks {
+    fn of(&mut self, families: [Arc<[HealthCheck]>; 2]) -> Arc<[HealthCheck]> {
+        let same = self.families.iter().zip(&families).all(|(old, new)| Arc::ptr_eq(old, new));
+        if !same {
+            let mut both: Vec<_> = families.iter().flat_map(|family| family.iter()).cloned().collect();
+            both.dedup();
+            *self = HealthChecks { families, both: both.into() };
+        }
+        Arc::clone(&self.both)
+    }
+}
+
+/// Compiles the tables of the node called `node_name`, all at once.
 pub fn compile(cluster: &Cluster, config: &Config, node_name: &str, view: &NodeView) -> Compiled {
-    let local_addresses = view.local_addresses();
-    let input = Input {
-        cluster,
-        proxy: &config.proxy,
-        node_name,
-        service_proxy_name: config.node.as_ref().and_then(|node| node.service_proxy_name.as_deref()),
-        local_addresses: &local_addresses,
-    };
-    let v4 = translate::<V4>(&input);
-    let v6 = translate::<V6>(&input);
-    let (mut reports, mut health_checks) = (v4.reports, v4.health_checks);
-    reports.extend(v6.reports);
-    health_checks.extend(v6.health_checks);
-    health_checks.dedup();
-    let sticky = v4.ports.iter().filter(|port| port.affinity.is_some()).map(|port| &port.id);
-    reports.extend(sticky.map(|port| Problem {
-        file: None,
-        object: format!("services/{port}"),
-        text: "sessionAffinity ClientIP: not applied yet, each connection chooses anew (AF-01)".into(),
-    }));
-    let tables = Tables {
-        ports: view.ports.clone(),
-        v4: Some(family_tables(v4.services, &view.v4, v4.localhost_node_ports)),
-        // A node without an IPv6 address forwards none: such frames are left to the host.
-        v6: view.v6.has_addresses().then(|| family_tables(v6.services, &view.v6, v6.localhost_node_ports)),
-        masquerade: Masquerade { mark: v4.mark, ports: view.masquerade_ports },
-    };
-    Compiled { tables: Arc::new(tables), ports_v4: v4.ports, ports_v6: v6.ports, health_checks, reports }
+    Compiler::default().update(cluster, config, node_name, view, &Changes::all(cluster))
 }
 
 impl<A: Family> FamilyView<A> {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::problem::Findings;
+use crate::problem::{Findings, Problem, Problems};
 
 /// Unpacked size up to which a file is read, bytes: an object file of a million endpoints is a tenth of it.
 const MAX_BYTES: u64 = 2 << 30;
@@ -126,7 +126,21 @@ enum Packing {
 }
 
 fn read_file(path: &Path) -> Result<Vec<Value>, String> {
-    let (name, packing) = unpacked_name(path);
+    let text = unpacked(path)?;
+    if unpacked_name(path).0.ends_with(".json") { parse_json(&text) } else { parse_yaml(&text) }
+}
+
+/// The text of a file, unpacked if its name ends with `.gz`.
+///
+/// # Errors
+/// A file that cannot be read, or is not UTF-8 text.
+pub fn read_text(path: &Path) -> Result<String, Problems> {
+    unpacked(path)
+        .map_err(|text| Problems(vec![Problem { file: Some(path.into()), object: String::new(), text }]))
+}
+
+fn unpacked(path: &Path) -> Result<String, String> {
+    let (_, packing) = unpacked_name(path);
     let file = fs::File::open(path).map_err(|error| error.to_string())?;
     let mut reader: Box<dyn Read> = match packing {
         Packing::Plain => Box::new(file),
@@ -137,9 +151,8 @@ fn read_file(path: &Path) -> Result<Vec<Value>, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("is larger than {} GiB", MAX_BYTES >> 30));
     }
-    let text = String::from_utf8(bytes)
-        .map_err(|error| format!("is not UTF-8 text (byte {})", error.utf8_error().valid_up_to()))?;
-    if name.ends_with(".json") { parse_json(&text) } else { parse_yaml(&text) }
+    String::from_utf8(bytes)
+        .map_err(|error| format!("is not UTF-8 text (byte {})", error.utf8_error().valid_up_to()))
 }
 
 /// The values of a JSON text, one after another.

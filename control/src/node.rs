@@ -248,7 +248,7 @@ pub fn masquerade_rules<A: Family>(config: &NodeConfig, ports: &Ports) -> Vec<Ma
 
 /// The condition in the family; nothing when it names a prefix of the other one, so the rule is not this
 /// family's.
-fn of_family<A: Family>(
+pub(crate) fn of_family<A: Family>(
     condition: Option<&node::Match<IpPrefix>>,
 ) -> Option<Option<tables::Match<Prefix<A>>>> {
     match condition {

@@ -74,7 +74,7 @@ impl Node {
         assert_eq!(compiled.reports, []);
 
         let pool = Pool::new(256).expect("memory for a pool");
-        let settings = Settings { connections: 4096, timeouts: Timeouts::default(), seed: 7 };
+        let settings = Settings { connections: 4096, clients: 4096, timeouts: Timeouts::default(), seed: 7 };
         let mut forwarder = Forwarder::new(&settings, pool).expect("memory for a flow table");
         forwarder.set_tables(compiled.tables.clone());
         let now = Instant::from_secs(1);

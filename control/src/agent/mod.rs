@@ -61,6 +61,10 @@ const BUFFERS: usize = 16 * 1024;
 /// Connections for each processor and in all, when kube-proxy's numbers are switched off (Linux' habit).
 const CONNECTIONS: usize = 128 * 1024;
 
+/// Backends of clients that session affinity remembers in each family when nothing else is said (AF-05): at
+/// most 20 MiB, and only as much as is used.
+const CLIENTS: u32 = 256 * 1024;
+
 /// What an agent is started with.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -305,7 +309,8 @@ fn settings(config: &Config) -> Settings {
             warn!("{error}; the default stays");
         }
     }
-    Settings { connections, timeouts, seed: rand::random() }
+    let clients = node.and_then(|node| node.clients).unwrap_or(CLIENTS) as usize;
+    Settings { connections, clients, timeouts, seed: rand::random() }
 }
 
 /// Says what is worth saying about the input.

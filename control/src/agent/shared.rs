@@ -246,6 +246,7 @@ fn fixed_differences(old: &Inputs, new: &Inputs) -> Vec<Problem> {
         ("Node", "ports", before.ports == after.ports),
         ("Node", "workers", before.workers == after.workers),
         ("Node", "flowTable.connections", before.connections == after.connections),
+        ("Node", "affinity.clients", before.clients == after.clients),
         ("Node", "sysctl", before.sysctl == after.sysctl),
         ("Node", "whether routes or neighbours are the kernel's", source(before) == source(after)),
         ("KubeProxyConfiguration", "conntrack", old.config.proxy.conntrack == new.config.proxy.conntrack),

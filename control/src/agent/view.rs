@@ -20,7 +20,7 @@ use super::shared::{Shared, State};
 use crate::cluster::{IpPrefix, Service, ServiceType, TrafficPolicy, parse_address};
 use crate::config::node::{Backend, Role, Source};
 use crate::config::proxy::DetectLocal;
-use crate::translate::{ServicePortRules, endpoint_name};
+use crate::translate::{ServicePortRules, ServicePorts, endpoint_name};
 
 /// The Services.
 pub(super) fn services(state: &State, filter: &Filter) -> Vec<ServiceItem> {
@@ -65,13 +65,13 @@ fn service(service: &Service) -> ServiceItem {
 /// The endpoints of all service ports, as compiled.
 pub(super) fn endpoints(state: &State, filter: &Filter) -> Vec<EndpointsItem> {
     fn of<'a, A: Family>(
-        rules: &'a [ServicePortRules<A>],
+        ports: &'a ServicePorts<A>,
         filter: &'a Filter,
     ) -> impl Iterator<Item = EndpointsItem> + 'a {
         let meant = |rules: &&ServicePortRules<A>| {
             filter.names_object(&rules.id.service.namespace, &rules.id.service.name)
         };
-        rules.iter().filter(meant).map(|rules| EndpointsItem {
+        ports.iter().filter(meant).map(|rules| EndpointsItem {
             namespace: rules.id.service.namespace.clone(),
             name: rules.id.service.name.clone(),
             port_name: rules.id.port_name.clone(),
@@ -252,9 +252,16 @@ pub(super) fn stats(shared: &Shared) -> Option<StatsItem> {
         let neighbours = forwarder.neighbours_v4().len() + forwarder.neighbours_v6().len();
         let (v4, v6) = (forwarder.flows_v4(), forwarder.flows_v6());
         let flows = (v4.len() + v6.len(), v4.capacity() + v6.capacity());
-        (stats, ports, neighbours, flows, [v4.counters(), v6.counters()])
+        let flow_counters = [v4.counters(), v6.counters()];
+        let (v4, v6) = (forwarder.clients_v4(), forwarder.clients_v6());
+        let clients = (
+            (v4.len() + v6.len()) as u64,
+            (v4.capacity() + v6.capacity()) as u64,
+            v4.refused() + v6.refused(),
+        );
+        (stats, ports, neighbours, flows, flow_counters, clients)
     });
-    let (stats, ports, neighbours, (flows, capacity), [v4, v6]) = asked.ok()?;
+    let (stats, ports, neighbours, (flows, capacity), [v4, v6], clients) = asked.ok()?;
     let of = |field: fn(&Counters) -> u64| field(&v4) + field(&v6);
     let names = &shared.state().compiled.tables.ports;
     let worker = WorkerItem {
@@ -274,6 +281,9 @@ pub(super) fn stats(shared: &Shared) -> Option<StatsItem> {
         flows_evicted: of(|counters| counters.evicted),
         flows_removed: of(|counters| counters.removed),
         flows_refused: of(|counters| counters.refused),
+        affinity_clients: clients.0,
+        affinity_capacity: clients.1,
+        affinity_refused: clients.2,
         neighbours: neighbours as u64,
         buffers_free: shared.pool.available() as u64,
         buffers: shared.pool.capacity() as u64,

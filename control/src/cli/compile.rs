@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{Common, Exit, Failure};
 use crate::node::{Links, NodeView};
-use crate::translate::{ServicePortRules, endpoint_name};
+use crate::translate::{ServicePorts, endpoint_name};
 
 const EXAMPLE: &str = "\
 Example:
@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 impl Shown {
-    fn add<A: Family>(&mut self, tables: &FamilyTables<A>, ports: &[ServicePortRules<A>]) {
+    fn add<A: Family>(&mut self, tables: &FamilyTables<A>, ports: &ServicePorts<A>) {
         let services = &tables.services;
         let shown = services.frontends().map(|(_, frontend)| show(frontend, services, ports));
         self.frontends.extend(shown);
@@ -110,11 +110,7 @@ impl Shown {
     }
 }
 
-fn show<A: Family>(
-    frontend: &Frontend<A>,
-    services: &Services<A>,
-    ports: &[ServicePortRules<A>],
-) -> ShownFrontend {
+fn show<A: Family>(frontend: &Frontend<A>, services: &Services<A>, ports: &ServicePorts<A>) -> ShownFrontend {
     let backends =
         |set: BackendSet| services.backends(set).iter().map(|backend| endpoint_name(*backend)).collect();
     let (action, cluster, local) = match frontend.path {
@@ -140,7 +136,12 @@ fn show<A: Family>(
         action,
         backends: backends(cluster),
         local_backends: backends(local),
-        source_ranges: frontend.sources.iter().flatten().map(ToString::to_string).collect(),
+        source_ranges: frontend
+            .sources
+            .iter()
+            .flat_map(|sources| sources.iter())
+            .map(ToString::to_string)
+            .collect(),
         filter: frontend.filter.map(|rule| match rule {
             FilterRule::Reject => "reject",
             FilterRule::Drop => "drop",

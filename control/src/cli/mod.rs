@@ -12,6 +12,7 @@ mod run;
 mod stats;
 mod table;
 mod trace;
+mod verify;
 
 use std::fmt::Display;
 use std::io;
@@ -49,6 +50,8 @@ enum Command {
     Trace(trace::Args),
     /// Check compiled tables against case files.
     Check(check::Args),
+    /// Prove that compiled tables do what iptables' rules do, for all packets; or name packets for which they do not.
+    Verify(verify::Args),
     /// Forward the frames of a capture file.
     Replay(replay::Args),
     #[command(flatten)]
@@ -116,6 +119,8 @@ pub enum Exit {
     Difference = 1,
     /// Bad input or arguments; nothing was changed.
     BadInput = 2,
+    /// It could not be decided.
+    Undecided = 3,
     /// The environment lacks something: privilege, interface, a tool.
     Environment = 4,
     /// Interrupted, and cleaned up.
@@ -193,6 +198,7 @@ pub fn main() -> ExitCode {
         Command::Compile(args) => compile::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Manual(command) => manual::run(&command),
     };

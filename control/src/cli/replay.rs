@@ -65,7 +65,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let mut reader = PcapReader::new(BufReader::new(input)).map_err(|error| of_file(&args.input, error))?;
 
     let pool = Pool::new(4096)?;
-    let settings = Settings { connections: 1 << 18, timeouts: Timeouts::default(), seed: 1 };
+    let settings =
+        Settings { connections: 1 << 18, clients: 1 << 16, timeouts: Timeouts::default(), seed: 1 };
     let mut forwarder = Forwarder::new(&settings, pool)?;
     forwarder.set_tables(compiled.tables.clone());
     let interrupted = interruption()?;

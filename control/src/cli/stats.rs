@@ -179,6 +179,8 @@ fn text(now: &StatsItem, rates: Option<&Rates>) -> String {
         "HELD",
         "FLOWS",
         "NEW-FLOWS/s",
+        "CLIENTS",
+        "NOT-KEPT",
         "BUFFERS-FREE",
     ])
     .numbers_from(1);
@@ -196,6 +198,8 @@ fn text(now: &StatsItem, rates: Option<&Rates>) -> String {
             worker.held.to_string(),
             worker.flows.to_string(),
             of(3),
+            worker.affinity_clients.to_string(),
+            worker.affinity_refused.to_string(),
             format!("{}/{}", worker.buffers_free, worker.buffers),
         ]);
     }

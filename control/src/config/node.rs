@@ -7,6 +7,8 @@
 //! workers: 1                        # packet threads
 //! flowTable:
 //!   connections: 262144             # instead of kube-proxy's conntrack.maxPerCore and min
+//! affinity:
+//!   clients: 262144                 # what session affinity remembers in each family: clients x backends (AF-05)
 //! sysctl:                           # timeouts and switches by the last name of their sysctl (CT-05 to CT-07)
 //!   nf_conntrack_tcp_timeout_established: 86400
 //! ports:                            # what frames come in and go out through (PT-01)
@@ -59,6 +61,8 @@ pub struct NodeConfig {
     pub workers: Option<u16>,
     /// Connections that the flow table holds, when it is set.
     pub connections: Option<u32>,
+    /// Backends of clients that session affinity remembers in each family, when it is set (AF-05).
+    pub clients: Option<u32>,
     /// Settings by the last name of their sysctl, all of them in [`SYSCTLS`]. They win over the section
     /// `conntrack` of kube-proxy's configuration.
     pub sysctl: BTreeMap<String, u32>,

@@ -159,7 +159,7 @@ fn a_second_document_of_a_kind_and_a_foreign_kind_are_errors() {
 #[test]
 fn a_node_document_is_read_whole() {
     let config = node(
-        "workers: 2\nflowTable: {connections: 1000}\nserviceProxyName: edge\n\
+        "workers: 2\nflowTable: {connections: 1000}\naffinity: {clients: 500}\nserviceProxyName: edge\n\
          sysctl: {nf_conntrack_udp_timeout: 20}\n\
          ports:\n\
          - {name: ens3, role: uplink, backend: af_packet, linkAddress: 'fa:16:3e:92:11:ca', mtu: 1500, \
@@ -179,7 +179,7 @@ fn a_node_document_is_read_whole() {
          masquerade:\n  ports: keep\n  rules:\n  - {name: docker, source: 172.17.0.0/16, outPort: '! docker0'}\n",
     )
     .unwrap();
-    assert_eq!((config.workers, config.connections), (Some(2), Some(1000)));
+    assert_eq!((config.workers, config.connections, config.clients), (Some(2), Some(1000), Some(500)));
     assert_eq!(config.sysctl["nf_conntrack_udp_timeout"], 20);
     let ens3 = config.port("ens3").unwrap();
     assert_eq!((ens3.role, ens3.backend, ens3.foreign), (Role::Uplink, Backend::AfPacket, Foreign::Host));

@@ -693,3 +693,7 @@ fn is_of_type<A: Family>(asked: AddressTypes, types: AddressTypes) -> bool {
     let routed = asked.0 & ROUTED;
     types.0 & shown == shown && (routed == 0 || types.0 & routed != 0)
 }
+
+#[cfg(test)]
+#[path = "evaluate_tests.rs"]
+mod tests;

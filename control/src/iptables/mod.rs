@@ -11,6 +11,7 @@
 //! outside the file (a limit, an ipset that was not given) is kept as what it is, for the reader to decide.
 
 pub mod evaluate;
+pub mod ipset;
 pub mod parse;
 mod parse_icmp;
 mod parse_match;
@@ -434,6 +435,12 @@ pub enum RandomPorts {
     Random,
     /// `--random-fully`
     Fully,
+}
+
+impl<A: Family> Nat<A> {
+    /// Keeps address and port.
+    pub const KEEP: Nat<A> =
+        Nat { addresses: None, ports: None, random: RandomPorts::Keep, persistent: false };
 }
 
 impl<A: Family> Ruleset<A> {

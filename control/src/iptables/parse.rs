@@ -27,7 +27,7 @@ pub const MOST_ERRORS: usize = 100;
 /// Everything that is wrong with the text, each with its line, up to [`MOST_ERRORS`].
 pub fn parse<A: Family>(file: Option<Arc<Path>>, text: &str) -> Result<Ruleset<A>, Problems> {
     let mut reader = Reader {
-        errors: Errors { file, problems: Vec::new() },
+        errors: Errors::new(file),
         ruleset: Ruleset { tables: Vec::new() },
         place: Place::Outside,
         words: Words::default(),
@@ -50,6 +50,10 @@ pub(super) struct Errors {
 }
 
 impl Errors {
+    pub(super) fn new(file: Option<Arc<Path>>) -> Errors {
+        Errors { file, problems: Vec::new() }
+    }
+
     /// Something is wrong at a line.
     pub(super) fn at(&mut self, line: u32, text: impl Into<String>) {
         if !self.are_enough() {
@@ -58,8 +62,17 @@ impl Errors {
         }
     }
 
-    fn are_enough(&self) -> bool {
+    pub(super) fn are_enough(&self) -> bool {
         self.problems.len() >= MOST_ERRORS
+    }
+
+    /// What was read, if there was no error.
+    pub(super) fn finish<T>(mut self, read: T) -> Result<T, Problems> {
+        if self.are_enough() {
+            let text = format!("{MOST_ERRORS} errors: what follows was not read");
+            self.problems.push(Problem { file: self.file, object: String::new(), text });
+        }
+        if self.problems.is_empty() { Ok(read) } else { Err(Problems(self.problems)) }
     }
 }
 
@@ -175,8 +188,7 @@ impl<'a, A: Family> Reader<'a, A> {
     }
 
     fn end(mut self, last: u32) -> Result<Ruleset<A>, Problems> {
-        let enough = self.errors.are_enough();
-        if let (Place::Inside(draft), false) = (&self.place, enough) {
+        if let (Place::Inside(draft), false) = (&self.place, self.errors.are_enough()) {
             let name = draft.table.name.name();
             let text = format!(
                 "the file ends within table {name} of line {}: COMMIT is missing, the file is truncated",
@@ -184,12 +196,7 @@ impl<'a, A: Family> Reader<'a, A> {
             );
             self.errors.at(last, text);
         }
-        let Errors { file, mut problems } = self.errors;
-        if enough {
-            let text = format!("more than {MOST_ERRORS} errors: the rest was not read");
-            problems.push(Problem { file, object: String::new(), text });
-        }
-        if problems.is_empty() { Ok(self.ruleset) } else { Err(Problems(problems)) }
+        self.errors.finish(self.ruleset)
     }
 }
 
@@ -206,8 +213,8 @@ impl<A: Family> Draft<A> {
         if parse_target::NAMES.contains(&name) || parse_target::UNKNOWN.contains(&name) {
             return Err(format!("a chain cannot be called {name}: that is a target"));
         }
-        if name.len() > 28 || name.starts_with('-') || name.starts_with('!') {
-            return Err(format!("{name:?} is not a name of a chain (up to 28 bytes, without - and ! first)"));
+        if name.len() > 28 || name.starts_with(['-', '!']) || name.contains('"') {
+            return Err(format!("{name:?} is not a name of a chain (up to 28 bytes, no - or ! first)"));
         }
         let hook = Hook::ALL.into_iter().find(|hook| hook.chain() == name);
         let table = self.table.name;
@@ -287,3 +294,7 @@ fn is_counters(word: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     inside.and_then(|inside| inside.split_once(':')).is_some_and(|(a, b)| digits(a) && digits(b))
 }
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

@@ -101,6 +101,9 @@ pub(super) fn read<A: Family>(text: &str) -> Result<Option<(u8, RangeInclusive<u
         number.ok_or_else(|| format!("{text:?} is not an ICMP type of {}", A::NAME))
     };
     match text.split_once('/') {
+        Some((kind, _)) if A::VERSION == 4 && number(kind) == Ok(255) => {
+            Err(format!("{text:?}: the kernel takes type 255 for any, whatever the code"))
+        }
         Some((kind, code)) => byte(code).and_then(|code| Ok(Some((byte(kind)?, code..=code)))),
         None => byte(text).map(|kind| Some((kind, 0..=u8::MAX))),
     }

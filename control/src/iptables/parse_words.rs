@@ -202,7 +202,8 @@ pub(super) fn interface(text: &str) -> Result<Interface, String> {
         Some(name) => (name, true),
         None => (text, false),
     };
-    if text.is_empty() || text.len() > 15 || text.contains(['/', ' ']) {
+    let odd = |letter: char| letter.is_whitespace() || matches!(letter, '/' | '"');
+    if text.is_empty() || text.len() > 15 || text.starts_with('!') || text.contains(odd) {
         return Err(format!("{text:?} is not an interface name (1 to 15 bytes)"));
     }
     Ok(Interface { name: name.to_string(), prefix })

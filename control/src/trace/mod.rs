@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::compile::Compiled;
 use crate::node::{KnownNeighbour, NodeView};
-use crate::translate::ServicePortRules;
+use crate::translate::ServicePorts;
 use packet::{Echo, PacketSpec};
 pub use words::Step;
 use words::Words;
@@ -155,7 +155,7 @@ fn trace_family<A: Family>(
     pool: &'static Pool,
     question: &Question,
     family: &FamilyTables<A>,
-    ports: &[ServicePortRules<A>],
+    ports: &ServicePorts<A>,
 ) -> Result<Trace, String> {
     let words = Words { tables: &compiled.tables, family, ports };
     let bench = Bench { compiled, view, pool, question, input: input_port(compiled, &question.input)? };
@@ -256,7 +256,7 @@ impl Output for Frames {
 impl Bench<'_> {
     /// Sends the packet through a fresh forwarder, which chooses the backend at `place`.
     fn run(&self, place: Option<u32>) -> Result<Run, String> {
-        let settings = Settings { connections: 64, timeouts: Timeouts::default(), seed: 1 };
+        let settings = Settings { connections: 64, clients: 64, timeouts: Timeouts::default(), seed: 1 };
         let mut forwarder = Forwarder::new(&settings, self.pool).map_err(|error| error.to_string())?;
         forwarder.set_tables(self.compiled.tables.clone());
         forwarder.fix_choice(Some(place.unwrap_or(0)));

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use pollux_dataplane::flow::Direction;
 use pollux_dataplane::forward::Event;
-use pollux_dataplane::forward::observe::{FilterSkip, MasqueradeCause, RouteSeen};
+use pollux_dataplane::forward::observe::{ChosenBy, FilterSkip, MasqueradeCause, RouteSeen};
 use pollux_dataplane::packet::icmp::ErrorKind;
-use pollux_dataplane::packet::{Family, PortId, Prefix};
+use pollux_dataplane::packet::{Address, Family, PortId, Prefix};
 use pollux_dataplane::service::{
     Backend, Detector, FilterStage, FilterVerdict, Frontend, FrontendAddress, FrontendId, FrontendKind,
     MarkReason, Origin, Path,
@@ -16,7 +16,7 @@ use pollux_dataplane::stats::Reason;
 use pollux_dataplane::tables::{FamilyTables, MasqueradePorts, MasqueradeRule, Match, Tables};
 use serde::Serialize;
 
-use crate::translate::{Chain, ServicePortRules};
+use crate::translate::{Chain, ServicePorts};
 
 /// One step of a packet's way.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -39,7 +39,7 @@ fn step(table: &str, chain: impl Into<String>, rule: impl Into<String>, effect: 
 pub(super) struct Words<'a, A: Family> {
     pub(super) tables: &'a Tables,
     pub(super) family: &'a FamilyTables<A>,
-    pub(super) ports: &'a [ServicePortRules<A>],
+    pub(super) ports: &'a ServicePorts<A>,
 }
 
 impl<A: Family> Words<'_, A> {
@@ -58,10 +58,10 @@ impl<A: Family> Words<'_, A> {
                 steps.extend(waiting.take());
             }
             match event {
-                Event::Chose { frontend, set, place, .. } => {
+                Event::Chose { frontend, set, place, chosen_by, .. } => {
                     let backends = self.family.services.backends(*set);
-                    let (choice, dnat) = self.chose(*frontend, backends, *place as usize);
-                    steps.push(choice);
+                    let (choice, dnat) = self.chose(*frontend, backends, *place as usize, *chosen_by);
+                    steps.extend(choice);
                     waiting = Some(dnat);
                 }
                 Event::Hairpin => {
@@ -207,8 +207,15 @@ impl<A: Family> Words<'_, A> {
         format!("mark {:#x}: to be masqueraded", self.tables.masquerade.mark)
     }
 
-    /// The choice in the Service's chain, and the translation in the endpoint's.
-    fn chose(&self, id: FrontendId, backends: &[Backend<A>], place: usize) -> (Step, Step) {
+    /// The choice in the Service's chain, and the translation in the endpoint's. With affinity, each of them
+    /// asks or tells the endpoint's list of clients (AF-01).
+    fn chose(
+        &self,
+        id: FrontendId,
+        backends: &[Backend<A>],
+        place: usize,
+        chosen_by: ChosenBy,
+    ) -> (Vec<Step>, Step) {
         let frontend = self.family.services.frontend(id);
         let rules = &self.ports[frontend.service_port as usize];
         let local = match frontend.path {
@@ -220,24 +227,43 @@ impl<A: Family> Words<'_, A> {
         let backend = backends[place];
         let endpoint = rules.id.endpoint_chain(backend);
         let to = crate::translate::endpoint_name(backend);
-        let statistic = match backends.len() - place {
-            1 => String::new(),
-            left => format!("-m statistic --mode random --probability {} ", probability(left)),
+        let jump = |condition: &str| {
+            format!("-m comment --comment \"{} -> {to}\" {condition}-j {endpoint}", rules.id)
         };
-        let choice = step(
-            "nat",
-            chain,
-            format!("-m comment --comment \"{} -> {to}\" {statistic}-j {endpoint}", rules.id),
-            format!(
-                "backend {} of {}, each with probability 1/{}",
-                place + 1,
-                backends.len(),
-                backends.len()
-            ),
-        );
+        let (number, all) = (place + 1, backends.len());
+        let seconds = frontend.affinity.map(|affinity| affinity.timeout.as_secs());
+        let mut steps = Vec::new();
+        match (seconds, chosen_by) {
+            (Some(seconds), ChosenBy::Affinity) => {
+                let recent = recent::<A>(&format!("--rcheck --seconds {seconds} --reap"), &endpoint);
+                let effect =
+                    format!("backend {number} of {all}: the client was there in the last {seconds} s");
+                steps.push(step("nat", chain, jump(&recent), effect));
+            }
+            (seconds, _) => {
+                if let Some(seconds) = seconds {
+                    let rule = format!("-m recent --rcheck --seconds {seconds} --reap --rsource");
+                    let effect =
+                        format!("the client was at none of the {all} backends in the last {seconds} s");
+                    steps.push(step("nat", chain.clone(), rule, effect));
+                }
+                let statistic = match all - place {
+                    1 => String::new(),
+                    left => format!("-m statistic --mode random --probability {} ", probability(left)),
+                };
+                let effect = format!("backend {number} of {all}, each with probability 1/{all}");
+                steps.push(step("nat", chain, jump(&statistic), effect));
+            }
+        }
         let protocol = frontend.key.protocol;
-        let rule = format!("-p {protocol} -m {protocol} -j DNAT --to-destination {to}");
-        (choice, step("nat", endpoint, rule, format!("DNAT to {to}")))
+        let (set, kept) = match seconds {
+            Some(seconds) => {
+                (recent::<A>("--set", &endpoint), format!("; the client stays there for {seconds} s"))
+            }
+            None => (String::new(), String::new()),
+        };
+        let rule = format!("-p {protocol} {set}-m {protocol} -j DNAT --to-destination {to}");
+        (steps, step("nat", endpoint, rule, format!("DNAT to {to}{kept}")))
     }
 
     fn routed(&self, destination: IpAddr, route: &RouteSeen) -> Step {
@@ -309,6 +335,12 @@ impl<A: Family> Words<'_, A> {
     fn port(&self, id: PortId) -> String {
         self.tables.ports.get(id).map_or_else(|| format!("port {}", id.0), |port| port.name.clone())
     }
+}
+
+/// A match on an endpoint's list of clients, as `iptables-save` prints it.
+fn recent<A: Family>(question: &str, endpoint: &str) -> String {
+    let mask = A::Addr::from_bits(u128::MAX >> (128 - u32::from(A::BITS)));
+    format!("-m recent {question} --name {endpoint} --mask {mask} --rsource ")
 }
 
 /// The destination part of a frontend's rules.

@@ -2,34 +2,42 @@
 //!
 //! ```text
 //! Service + slices ─ gather ─ categorise ─→ ServicePortRules ─ claim (FE-08) ─→ Services
-//!                     (endpoints.rs)          (rules.rs)          (here)        (data plane)
+//!                     (endpoints.rs)          (rules.rs)      (translator.rs)   (data plane)
 //! ```
 //!
 //! A service port's rules depend on its Service, the Service's slices and the node; only who owns a
-//! frontend that two Services claim is decided across them. The result is a pure function of the input: the
-//! same objects give the same tables, in the same order.
+//! frontend that two Services claim is decided across them. So a change is translated by itself: the
+//! [`Translator`] keeps what it made, makes the changed Services' rules anew, and changes the tables where
+//! these differ (UP-01). There is no other way: [`translate`] is the change from nothing to everything, and the
+//! result is a function of the objects alone, whatever way led to them.
 
 pub mod endpoints;
+#[cfg(test)]
+mod laws;
 pub mod names;
 mod node;
+mod ports;
 mod rules;
+mod slices;
 #[cfg(test)]
 mod tests;
+mod translator;
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use pollux_dataplane::packet::Family;
-use pollux_dataplane::service::{Builder, FrontendAddress, FrontendKey, Services};
+use pollux_dataplane::service::{FrontendAddress, FrontendKey, Services};
 
-use crate::cluster::{Cluster, EndpointSlice, NamespacedName, Service, ServiceType, TrafficPolicy};
+use crate::cluster::{Cluster, NamespacedName, Service, ServiceType, TrafficPolicy};
 use crate::config::ProxyConfig;
 pub use crate::config::proxy::LocalhostNodePorts;
 use crate::problem::Problem;
-use endpoints::{Place, Topology, gather};
 pub use names::{Chain, ServicePortId, endpoint_name};
+pub use ports::ServicePorts;
 pub use rules::ServicePortRules;
+pub use slices::{Changes, SliceIndex};
+pub use translator::Translator;
 
 /// What is translated, and for which node.
 #[derive(Clone, Copy, Debug)]
@@ -51,10 +59,10 @@ pub struct Input<'a> {
 pub struct Translation<A: Family> {
     /// The tables. A frontend's `service_port` is a place in `ports`.
     pub services: Services<A>,
-    /// The service ports, by Service and then in the object's order.
-    pub ports: Vec<ServicePortRules<A>>,
-    /// The health checks that this node answers (UP-05).
-    pub health_checks: Vec<HealthCheck>,
+    /// The service ports.
+    pub ports: ServicePorts<A>,
+    /// The health checks that this node answers (UP-05), by Service.
+    pub health_checks: Arc<[HealthCheck]>,
     /// Whether 127.0.0.0/8 is guarded against other nodes (NO-07).
     pub localhost_node_ports: LocalhostNodePorts,
     /// The masquerade mark (MQ-08).
@@ -76,41 +84,9 @@ pub struct HealthCheck {
 
 /// Translates the input for one family.
 pub fn translate<A: Family>(input: &Input<'_>) -> Translation<A> {
-    let slices = slices_by_service(input.cluster);
-    let topology =
-        Topology { node: input.node_name, zone: input.node().and_then(|node| node.zone.as_deref()) };
-    let mut ports = Vec::new();
-    let mut owners = Vec::new();
-    let mut health_checks = Vec::new();
-    let mut reports = Vec::new();
-    for service in input.cluster.services.values().filter(|service| input.serves(service)) {
-        let Some(cluster_ip) = service.cluster_ip::<A>() else {
-            continue; // OBJ-07
-        };
-        let slices = slices.get(&service.key).map_or(&[][..], Vec::as_slice);
-        let mut local_ready = BTreeSet::new();
-        for port in &service.ports {
-            let mut overlaps = Vec::new();
-            let endpoints = gather::<A>(slices, &port.name, port.protocol, topology, &mut overlaps);
-            reports.extend(overlaps.iter().map(|overlap| report_overlap(service, overlap)));
-            let ready_here = |endpoint: &&endpoints::Endpoint<'_, A>| {
-                endpoint.place == Place::Here && endpoint.state.ready
-            };
-            local_ready.extend(endpoints.iter().filter(ready_here).map(|endpoint| endpoint.backend.address));
-            ports.push(ServicePortRules::new(input, service, cluster_ip, port, &endpoints, topology));
-            owners.push(service);
-        }
-        health_checks.extend(health_check(service, local_ready.len()));
-    }
-    let services = compile(input, &ports, &owners, &mut reports);
-    Translation {
-        services,
-        ports,
-        health_checks,
-        localhost_node_ports: input.localhost_node_ports::<A>(),
-        mark: node::mark(input.proxy),
-        reports,
-    }
+    let mut slices = SliceIndex::default();
+    let services = slices.update(input.cluster, &Changes::all(input.cluster));
+    Translator::default().update(input, &slices, &services)
 }
 
 impl Input<'_> {
@@ -122,51 +98,6 @@ impl Input<'_> {
         };
         ours && service.kind != ServiceType::ExternalName
     }
-}
-
-/// The slices of each Service, in the order of their names (OBJ-02, OBJ-04).
-fn slices_by_service(cluster: &Cluster) -> HashMap<&NamespacedName, Vec<&EndpointSlice>> {
-    let mut slices: HashMap<_, Vec<_>> = HashMap::with_capacity(cluster.services.len());
-    for slice in cluster.slices.values().filter(|slice| !slice.headless) {
-        if let Some(service) = &slice.service {
-            slices.entry(service).or_default().push(slice);
-        }
-    }
-    slices
-}
-
-/// Gives each frontend to one service port (FE-08) and makes the tables.
-fn compile<A: Family>(
-    input: &Input<'_>,
-    ports: &[ServicePortRules<A>],
-    owners: &[&Service],
-    reports: &mut Vec<Problem>,
-) -> Services<A> {
-    let mut builder = Builder::new(input.policy::<A>());
-    // The oldest Service first, one that has no time of creation last; then by name. Stable: the ports of a
-    // Service stay in their order.
-    let mut order: Vec<usize> = (0..ports.len()).collect();
-    order.sort_by_key(|at| (owners[*at].created.is_none(), owners[*at].created));
-    let mut claims: HashMap<FrontendKey<A>, usize> = HashMap::with_capacity(ports.len());
-    for at in order {
-        let rules = &ports[at];
-        let sets = rules.add_backends(&mut builder);
-        for &(key, kind) in &rules.frontends {
-            match claims.entry(key) {
-                Entry::Occupied(owner) if *owner.get() != at => {
-                    reports.push(report_conflict(key, &rules.id, &ports[*owner.get()].id));
-                    continue;
-                }
-                Entry::Occupied(_) => {}
-                Entry::Vacant(claim) => {
-                    claim.insert(at);
-                }
-            }
-            let service_port = u32::try_from(at).expect("fewer than 2^32 service ports");
-            builder.frontend(rules.frontend(key, kind, sets, service_port));
-        }
-    }
-    builder.build()
 }
 
 fn health_check(service: &Service, local_endpoints: usize) -> Option<HealthCheck> {

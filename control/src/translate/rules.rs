@@ -1,6 +1,7 @@
 //! One service port in one family: its endpoints and what each of its frontends decides (FE-01 to FE-04,
 //! WK-02, WK-03, NO-01 to NO-04). Depends on nothing but the Service, its slices and the node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pollux_dataplane::packet::{Family, Prefix};
@@ -18,6 +19,8 @@ use crate::cluster::{Service, ServicePort, TrafficPolicy};
 pub struct ServicePortRules<A: Family> {
     /// Whose rules they are.
     pub id: ServicePortId,
+    /// Its place among the ports of its Service.
+    pub place: usize,
     /// What it may choose from.
     pub endpoints: EndpointSets<A>,
     /// `internalTrafficPolicy`.
@@ -27,21 +30,22 @@ pub struct ServicePortRules<A: Family> {
     /// Its frontends, in the order in which they are tried.
     pub frontends: Vec<(FrontendKey<A>, FrontendKind)>,
     /// The sources that enter a load-balancer IP; none is everybody (NO-04).
-    pub sources: Option<Box<[Prefix<A>]>>,
+    pub sources: Option<Arc<[Prefix<A>]>>,
     /// How long a client stays with its endpoint (AF-01).
     pub affinity: Option<Duration>,
 }
 
 impl<A: Family> ServicePortRules<A> {
-    /// The rules of a port of `service`, whose clusterIP in the family is `cluster_ip`.
+    /// The rules of the port of `service` at `place`, whose clusterIP in the family is `cluster_ip`.
     pub(super) fn new(
         input: &Input<'_>,
         service: &Service,
         cluster_ip: A::Addr,
-        port: &ServicePort,
+        place: usize,
         endpoints: &[Endpoint<'_, A>],
         topology: Topology<'_>,
     ) -> Self {
+        let port = &service.ports[place];
         let frontends = frontends(service, cluster_ip, port);
         let externally_accessible = frontends.len() > 1;
         let uses = Uses {
@@ -56,6 +60,7 @@ impl<A: Family> ServicePortRules<A> {
                 port_name: port.name.clone(),
                 protocol: port.protocol,
             },
+            place,
             internal_policy: service.internal_policy,
             external_policy: service.external_policy,
             sources: match endpoints.availability {
@@ -78,6 +83,11 @@ impl<A: Family> ServicePortRules<A> {
         Sets { cluster, local }
     }
 
+    /// The number under which its clients are kept, and for how long (AF-01, AF-04).
+    pub(super) fn affinity(&self) -> Option<Affinity> {
+        self.affinity.map(|timeout| Affinity { timeout, service_port: self.id.number() })
+    }
+
     /// One of the frontends, as the tables have it.
     pub(super) fn frontend(
         &self,
@@ -85,6 +95,7 @@ impl<A: Family> ServicePortRules<A> {
         kind: FrontendKind,
         sets: Sets,
         service_port: u32,
+        affinity: Option<Affinity>,
     ) -> Frontend<A> {
         Frontend {
             key,
@@ -93,7 +104,7 @@ impl<A: Family> ServicePortRules<A> {
             sources: self.sources.clone().filter(|_| kind == FrontendKind::LoadBalancer),
             path: self.path(kind, sets),
             filter: self.filter(kind),
-            affinity: self.affinity.map(|timeout| Affinity { timeout, service_port: self.id.number() }),
+            affinity,
         }
     }
 
@@ -135,10 +146,18 @@ impl<A: Family> ServicePortRules<A> {
 }
 
 /// A service port's backends in the tables.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Sets {
     cluster: BackendSet,
     local: BackendSet,
+}
+
+impl Sets {
+    /// Each set once.
+    pub(super) fn iter(self) -> impl Iterator<Item = BackendSet> {
+        let local = (self.local != self.cluster).then_some(self.local);
+        std::iter::once(self.cluster).chain(local)
+    }
 }
 
 /// FE-01 to FE-04, in the order of FE-06.
@@ -165,7 +184,7 @@ fn frontends<A: Family>(
 }
 
 /// The sources that enter a Service's load-balancer IPs (NO-04): none is everybody.
-fn sources<A: Family>(input: &Input<'_>, service: &Service) -> Option<Box<[Prefix<A>]>> {
+fn sources<A: Family>(input: &Input<'_>, service: &Service) -> Option<Arc<[Prefix<A>]>> {
     let mut sources: Vec<Prefix<A>> =
         service.source_ranges.iter().filter_map(|range| range.of::<A>()).collect();
     if sources.is_empty() || sources.iter().any(|range| range.len() == 0) {

@@ -507,7 +507,7 @@ fn up_05_a_health_check_counts_distinct_addresses_of_ready_local_endpoints() {
         .replace("[{port: 8080}]", "[{name: b, port: 8081}]");
     let checks = v4(&(service("a", &two_ports) + &slices)).health_checks;
     let key = NamespacedName::new("default", "a");
-    assert_eq!(checks, [HealthCheck { service: key, port: 31_000, local_endpoints: 2 }]);
+    assert_eq!(*checks, [HealthCheck { service: key, port: 31_000, local_endpoints: 2 }]);
     let cluster_policy = LOCAL.replace("externalTrafficPolicy: Local", "externalTrafficPolicy: Cluster");
-    assert_eq!(v4(&service("a", &cluster_policy)).health_checks, []);
+    assert_eq!(*v4(&service("a", &cluster_policy)).health_checks, []);
 }

@@ -1,5 +1,21 @@
 //! Are the tables right? Against case files: flows with the verdict that is expected of each ([`cases`],
-//! [`check`]).
+//! [`check`]). Against iptables' rules: for all packets ([`prove`]).
+//!
+//! ```text
+//! subject: what is compared ─→ prove: cut by destination ─→ piece: cut by questions ─┬─ rules: walk of a file
+//!                                                                                    └─ tables: walk of the tables
+//!                              outcome: compare ←────────────────────────────────────┘
+//!                              confirm: one packet of each piece, by who knows no pieces
+//! ```
 
 pub mod cases;
 pub mod check;
+mod confirm;
+mod index;
+mod outcome;
+mod piece;
+pub mod prove;
+mod rules;
+mod space;
+pub mod subject;
+mod tables;

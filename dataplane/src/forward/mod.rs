@@ -37,7 +37,7 @@ use crate::packet::plain::Plain;
 use crate::packet::{Address, BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
 use crate::route::{NeighbourEvent, Neighbours};
-use crate::service::Origin;
+use crate::service::{Clients, Origin, Services};
 use crate::stats::{Reason, Stats};
 use crate::tables::{FamilyTables, Masquerade, Ports, Tables};
 use crate::time::Instant;
@@ -59,6 +59,8 @@ pub trait Output {
 pub struct Settings {
     /// Connections that each family's table can hold.
     pub connections: usize,
+    /// Backends of clients that session affinity can remember in each family (AF-05).
+    pub clients: usize,
     /// Timeouts of CT-05.
     pub timeouts: Timeouts,
     /// Seed of every random choice: of backends, of ports, of the hash keys.
@@ -78,6 +80,7 @@ pub struct Forwarder {
 /// What a family keeps between packets.
 struct State<A: Family> {
     flows: FlowTable<A>,
+    clients: Clients<A>,
     neighbours: Neighbours<A>,
     /// Counts changes of routing: a flow whose next hop was found under another number looks again.
     generation: u32,
@@ -153,6 +156,8 @@ impl Forwarder {
         let ports_changed = !Arc::ptr_eq(&old.ports, &self.tables.ports);
         self.v4.routing_changed(ports_changed, old.v4.as_ref(), self.tables.v4.as_ref());
         self.v6.routing_changed(ports_changed, old.v6.as_ref(), self.tables.v6.as_ref());
+        self.v4.services_changed(old.v4.as_ref(), self.tables.v4.as_ref());
+        self.v6.services_changed(old.v6.as_ref(), self.tables.v6.as_ref());
         if ports_changed {
             self.v4.ports_changed(&old.ports, &self.tables.ports);
             self.v6.ports_changed(&old.ports, &self.tables.ports);
@@ -194,6 +199,16 @@ impl Forwarder {
     /// The connections of IPv6.
     pub fn flows_v6(&self) -> &FlowTable<V6> {
         &self.v6.flows
+    }
+
+    /// The clients of IPv4 that session affinity remembers.
+    pub fn clients_v4(&self) -> &Clients<V4> {
+        &self.v4.clients
+    }
+
+    /// Those of IPv6.
+    pub fn clients_v6(&self) -> &Clients<V6> {
+        &self.v6.clients
     }
 
     /// The neighbours of IPv4.
@@ -265,6 +280,8 @@ impl Forwarder {
         self.ticked = now;
         self.v4.flows.expire(now.into(), self.v4.flows.expire_budget(since).max(EXPIRY_SLICE));
         self.v6.flows.expire(now.into(), self.v6.flows.expire_budget(since).max(EXPIRY_SLICE));
+        self.v4.clients.expire(now, AFFINITY_SLICE);
+        self.v6.clients.expire(now, AFFINITY_SLICE);
         match self.pass_v4(now, out, observer) {
             Some(mut pass) => pass.poll_neighbours(),
             None => self.v4.let_go(&self.tables.ports, &mut self.core),
@@ -372,6 +389,10 @@ impl Forwarder {
 /// Connections looked at for expiry in a tick at least.
 const EXPIRY_SLICE: usize = 256;
 
+/// Clients of session affinity looked at in a tick. Only memory waits for it: whether an entry is too old is
+/// asked where it is used.
+const AFFINITY_SLICE: usize = 64;
+
 /// The longest time between two ticks that expiry makes up for at once.
 const LONGEST_TICK: Duration = Duration::from_millis(20);
 
@@ -379,6 +400,7 @@ impl<A: Family> State<A> {
     fn new(settings: &Settings, random: &mut StdRng) -> io::Result<State<A>> {
         Ok(State {
             flows: FlowTable::new(settings.connections, random.random(), settings.timeouts.clone())?,
+            clients: Clients::new(settings.clients),
             neighbours: Neighbours::default(),
             generation: 1,
             working_off: false,
@@ -393,6 +415,15 @@ impl<A: Family> State<A> {
         };
         if ports || !same {
             self.generation = self.generation.wrapping_add(1).max(1); // 0 stands for "never looked"
+        }
+    }
+
+    /// AF-02: forgets the clients of endpoints that are gone. Looks at what the snapshots do not share.
+    fn services_changed(&mut self, old: Option<&FamilyTables<A>>, new: Option<&FamilyTables<A>>) {
+        let Some(old) = old else { return };
+        match new {
+            Some(new) => self.clients.forget(old.services.departed(&new.services)),
+            None => self.clients.forget(old.services.departed(&Services::default())),
         }
     }
 

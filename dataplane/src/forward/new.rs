@@ -6,7 +6,7 @@ use rand::RngExt;
 
 use super::established::Way;
 use super::host::Wire;
-use super::observe::{Event, FilterSkip, MasqueradeCause, Observer, RouteSeen};
+use super::observe::{ChosenBy, Event, FilterSkip, MasqueradeCause, Observer, RouteSeen};
 use super::{Output, Pass};
 use crate::flow::{self, FlowKey, InsertError, NewConnection, NextHopRef, State};
 use crate::nat::ports::PortSearch;
@@ -16,7 +16,8 @@ use crate::packet::transport::verify_transport_checksum;
 use crate::packet::{Address, Family, Packet, PortId, Protocol};
 use crate::route::{Route, RouteKind};
 use crate::service::{
-    Destination, FilterStage, FilterVerdict, FrontendId, Locality, Mark, MarkReason, Origin, Request, Walk,
+    Affinity, Backend, BackendSet, Destination, FilterStage, FilterVerdict, FrontendId, Locality, Mark,
+    MarkReason, Origin, Request, Walk,
 };
 use crate::stats::Reason;
 use crate::tables::{LoopbackGuard, MasqueradePorts};
@@ -91,10 +92,14 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         let Destination { choice, mut mark } =
             self.tables.services.destination(&request, &mut Watch(&mut *self.observer));
         if let Some((frontend, set)) = choice {
-            let place = self.choose(set.len);
+            let (place, chosen_by) = match self.tables.services.frontend(frontend).affinity {
+                None => (self.choose(set.len), ChosenBy::Chance),
+                Some(affinity) => self.choose_sticky(frontend, set, affinity, headers.source),
+            };
             let backend = self.tables.services.backends(set)[place as usize];
             let (address, port) = (backend.address, backend.port);
-            self.observer.see(Event::Chose { frontend, set, place, address: address.into(), port });
+            let address_seen = address.into();
+            self.observer.see(Event::Chose { frontend, set, place, address: address_seen, port, chosen_by });
             if address == headers.source {
                 mark = Mark::Set;
                 self.observer.see(Event::Hairpin);
@@ -172,6 +177,29 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             Some(place) if place < backends => place,
             _ => self.core.random.random_range(0..backends),
         }
+    }
+
+    /// AF-01, AF-02: the backend that the client was at, else one by chance; either way the client was there
+    /// now. As the kernel's rules do, before it is known what becomes of the packet.
+    #[cold]
+    fn choose_sticky(
+        &mut self,
+        frontend: FrontendId,
+        set: BackendSet,
+        affinity: Affinity,
+        client: A::Addr,
+    ) -> (u32, ChosenBy) {
+        let services = &self.tables.services;
+        let (known, now) = (self.state.clients.client(client, affinity.service_port), self.now);
+        let fresh = |backend: &Backend<A>, affinity: Affinity| known.is_fresh(backend, affinity.timeout, now);
+        let (place, chosen_by) = match services.sticky(frontend, set, fresh) {
+            Some(place) => (place, ChosenBy::Affinity),
+            None => (self.choose(set.len), ChosenBy::Chance),
+        };
+        let backend = services.backends(set)[place as usize];
+        // Without room the next connection chooses anew; the table counts it (AF-05).
+        let _ = self.state.clients.remember(client, backend, affinity, now);
+        (place, chosen_by)
     }
 
     /// WK-06, RT-02.

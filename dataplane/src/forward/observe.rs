@@ -89,6 +89,8 @@ pub enum Event {
         address: IpAddr,
         /// Its port.
         port: u16,
+        /// How it was chosen.
+        chosen_by: ChosenBy,
     },
     /// The chosen backend is the source itself: marked (MQ-03).
     Hairpin,
@@ -142,6 +144,15 @@ pub enum Event {
     Dropped(Reason),
     /// Its source is told so by an ICMP error.
     Answered(crate::packet::icmp::ErrorKind),
+}
+
+/// How a backend was chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChosenBy {
+    /// At random (EP-06).
+    Chance,
+    /// The client was there not long ago (AF-02).
+    Affinity,
 }
 
 /// A route, as far as a trace shows it.

@@ -7,12 +7,19 @@
 //! packet: the choice itself (EP-06) is the caller's, so that a trace can show every backend and a test
 //! can fix one; affinity (AF-02) is a question that it asks back. `control` compiles the tables; nothing here changes them.
 
+mod affinity;
+mod builder;
+mod slots;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub use table::{Builder, FrontendId, InternalMark, Policy, Services};
+pub use affinity::{Client, Clients, Full};
+pub use builder::Builder;
+pub use slots::Slots;
+pub use table::{FrontendId, InternalMark, Policy, Services};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::packet::{Family, Prefix, Protocol};
@@ -61,7 +68,7 @@ pub struct Frontend<A: Family> {
     pub service_port: u32,
     /// WK-03: if present, only sources in one of these enter; others fall through, and what then still
     /// has this destination is dropped (NO-04).
-    pub sources: Option<Box<[Prefix<A>]>>,
+    pub sources: Option<Arc<[Prefix<A>]>>,
     /// What the nat stage does.
     pub path: Path,
     /// What the filter stage does to a packet that still has this destination.
@@ -99,11 +106,23 @@ pub enum Path {
     },
 }
 
-/// A range of the table's backends, in endpoint order (AF-02).
+impl Path {
+    /// The sets that it may choose from.
+    pub fn sets(self) -> impl Iterator<Item = BackendSet> {
+        let sets = match self {
+            Path::FallThrough => [BackendSet::default(); 2],
+            Path::Internal(set) | Path::Cluster(set) => [set, BackendSet::default()],
+            Path::Local { cluster, local } => [cluster, local],
+        };
+        sets.into_iter().filter(|set| !set.is_empty())
+    }
+}
+
+/// A set of the table's backends, in endpoint order (AF-02).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct BackendSet {
-    /// Place of the first.
-    pub start: u32,
+    /// Where they are.
+    block: u32,
     /// How many; 0 is the empty set.
     pub len: u32,
 }

@@ -228,3 +228,126 @@ fn no_05_an_empty_node_port_is_rejected_on_every_local_address() {
     let verdict = services.filter(FilterStage::Input, &request("8.8.8.8", NODE, Origin::Port));
     assert_eq!(verdict, Some(FilterVerdict::NoEndpoints));
 }
+
+#[test]
+fn wk_07_a_marked_packet_still_meets_the_firewall_and_nothing_else() {
+    let mut builder = with_detector();
+    let set = builder.backends([backend("10.244.1.1")]);
+    let mut balancer = frontend(FrontendKind::LoadBalancer, "1.2.3.4", Path::Cluster(set), None);
+    balancer.sources = Some(["203.0.113.0/24".parse().unwrap()].into());
+    builder.frontend(balancer);
+    builder.frontend(frontend(FrontendKind::ClusterIp, VIP, Path::FallThrough, Some(FilterRule::Reject)));
+    let services = builder.build();
+    let firewall = |destination| services.firewall(&request("8.8.8.8", destination, Origin::Port));
+    assert_eq!(firewall("1.2.3.4"), Some(FilterVerdict::SourceRange));
+    assert_eq!(firewall(VIP), None);
+}
+
+const STICKY: Affinity = Affinity { timeout: std::time::Duration::from_secs(10), service_port: 77 };
+
+/// Tables whose service port 3 has affinity and these backends.
+fn sticky(backends: &[&str]) -> Services<V4> {
+    let mut builder = with_detector();
+    let set = builder.backends(backends.iter().map(|text| backend(text)));
+    builder.frontend(Frontend {
+        service_port: 3,
+        affinity: Some(STICKY),
+        ..frontend(FrontendKind::ClusterIp, VIP, Path::Internal(set), None)
+    });
+    builder.build()
+}
+
+#[test]
+fn af_02_the_first_fresh_backend_in_endpoint_order_is_taken() {
+    let services = sticky(&["10.0.0.10", "10.0.0.11", "10.0.0.9"]);
+    let choice = services.destination(&request("8.8.8.8", VIP, Origin::Port), &mut Silent).choice;
+    let (id, set) = choice.unwrap();
+    let chosen = |fresh: &[&str]| {
+        services.sticky(id, set, |one, affinity| {
+            assert_eq!(affinity, STICKY);
+            fresh.iter().any(|text| backend(text) == *one)
+        })
+    };
+    assert_eq!(chosen(&[]), None);
+    assert_eq!(chosen(&["10.0.0.9"]), Some(2));
+    assert_eq!(chosen(&["10.0.0.9", "10.0.0.10"]), Some(0));
+    assert_eq!(chosen(&["10.0.0.8"]), None, "not in the set in use");
+}
+
+#[test]
+fn af_02_a_frontend_without_affinity_asks_nobody() {
+    let mut builder = with_detector();
+    let set = builder.backends([backend("10.244.1.1")]);
+    builder.frontend(frontend(FrontendKind::ClusterIp, VIP, Path::Internal(set), None));
+    let services = builder.build();
+    let (id, _) = services.frontends().next().unwrap();
+    assert_eq!(services.sticky(id, set, |_, _| panic!("asked")), None);
+}
+
+#[test]
+fn af_02_departed_are_the_endpoints_that_left_whatever_their_numbers() {
+    let old = sticky(&["10.0.0.10", "10.0.0.11"]);
+    assert_eq!(old.departed(&old.clone()), []);
+    assert_eq!(old.departed(&sticky(&["10.0.0.11", "10.0.0.12"])), [(77, backend("10.0.0.10"))]);
+    assert_eq!(old.departed(&Services::default()).len(), 2);
+    // The same service port under another number, in tables of their own.
+    let mut builder = with_detector();
+    let set = builder.backends([backend("10.0.0.10")]);
+    builder.frontend(Frontend {
+        service_port: 500,
+        affinity: Some(STICKY),
+        ..frontend(FrontendKind::NodePort, "", Path::Cluster(set), None)
+    });
+    assert_eq!(old.departed(&builder.build()), [(77, backend("10.0.0.11"))]);
+}
+
+#[test]
+fn up_01_a_snapshot_keeps_all_of_the_old_state_while_the_builder_goes_on() {
+    let mut builder = with_detector();
+    let number = |n: u32| Ipv4Addr::from(0x0a60_0000 + n);
+    let mut sets = Vec::new();
+    for n in 0..3000 {
+        let set = builder.backends([backend("10.244.1.1"), backend("10.244.1.2")]);
+        for kind in [FrontendKind::ClusterIp, FrontendKind::ExternalIp] {
+            let key = FrontendKey {
+                address: FrontendAddress::Address(number(n)),
+                port: if kind == FrontendKind::ClusterIp { 80 } else { 81 },
+                protocol: Protocol::TCP,
+            };
+            let one = frontend(kind, VIP, Path::Internal(set), None);
+            builder.frontend(Frontend { key, service_port: n, ..one });
+        }
+        sets.push(set);
+    }
+    let old = builder.snapshot();
+    let keys: Vec<_> =
+        old.frontends().map(|(_, one)| one.clone()).filter(|one| one.service_port == 7).collect();
+    builder.remove(7, keys.iter().map(|one| one.key), [sets[7]]);
+    let gone = builder.snapshot();
+    let set = builder.backends([backend("10.244.9.9")]);
+    for one in &keys {
+        builder.frontend(Frontend { path: Path::Internal(set), ..one.clone() });
+    }
+    let new = builder.snapshot();
+    let found = |services: &Services<V4>, n: u32, port: u16| {
+        let asked = Request {
+            destination: number(n),
+            destination_port: port,
+            ..request("8.8.8.8", VIP, Origin::Port)
+        };
+        let choice = services.destination(&asked, &mut Silent).choice;
+        choice.map_or(0, |(id, set)| {
+            assert_eq!(services.frontend(id).service_port, n);
+            services.backends(set).len()
+        })
+    };
+    for port in [80, 81] {
+        assert_eq!([&old, &gone, &new].map(|services| found(services, 7, port)), [2, 0, 1]);
+        for n in (0..3000).filter(|n| *n != 7) {
+            assert_eq!([&old, &gone, &new].map(|services| found(services, n, port)), [2, 2, 2]);
+        }
+    }
+    assert_eq!([&old, &gone, &new].map(|services| services.frontends().count()), [6000, 5998, 6000]);
+    // The freed block is used again: tables do not grow with the number of changes.
+    assert_eq!(set.block, sets[7].block);
+}

@@ -37,6 +37,7 @@ impl NodeConfig {
                 1..=1 << 30,
                 findings,
             ),
+            clients: range("", "affinity.clients", wire.affinity.clients, 1..=1 << 28, findings),
             sysctl: sysctl(wire.sysctl, findings),
             masquerade_ports: wire.masquerade.ports.unwrap_or_default(),
             ..NodeConfig::default()

@@ -22,6 +22,8 @@ pub(super) struct Wire {
     #[serde(default, deserialize_with = "nullable")]
     pub(super) flow_table: WireFlowTable,
     #[serde(default, deserialize_with = "nullable")]
+    pub(super) affinity: WireAffinity,
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) sysctl: BTreeMap<String, i64>,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) ports: Vec<WirePort>,
@@ -39,6 +41,12 @@ pub(super) struct Wire {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct WireFlowTable {
     pub(super) connections: Option<i64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireAffinity {
+    pub(super) clients: Option<i64>,
 }
 
 pub(super) enum WireSource<T> {

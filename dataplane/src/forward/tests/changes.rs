@@ -73,6 +73,30 @@ fn up_02_without_any_endpoint_left_the_established_go_on_and_the_new_are_rejecte
 }
 
 #[test]
+fn up_04_what_was_seen_before_its_destination_became_a_frontend_stays_untranslated() {
+    let mut node = seed();
+    let plain = "10.150.0.98:80";
+    let (replied, unreplied) = ("10.151.51.7:1111", "10.151.51.7:2222");
+    for client in [replied, unreplied] {
+        node.from(CALI_7).udp(client, plain);
+    }
+    node.from(ENS3).udp(plain, replied);
+    let mut tables = cluster().tables();
+    let mut builder = Builder::new(Policy::default());
+    let set = builder.backends([backend("10.151.51.8:5353")]);
+    builder.frontend(frontend(key(plain, Protocol::UDP), Path::Internal(set), None));
+    tables.v4.as_mut().unwrap().services = builder.build();
+    node.forwarder.set_tables(Arc::new(tables));
+    for client in [replied, unreplied] {
+        let sent = node.from(CALI_7).udp(client, plain);
+        assert_eq!(sent, [out(ENS3, TO_GATEWAY, Kind::Udp, client, plain, 63)]);
+    }
+    let client = "10.151.51.7:3333";
+    let sent = node.from(CALI_7).udp(client, plain);
+    assert_eq!(sent, [out(CALI_8, TO_POD_8, Kind::Udp, client, "10.151.51.8:5353", 63)]);
+}
+
+#[test]
 fn rt_05_a_route_change_moves_established_flows_both_ways() {
     let mut node = seed().choosing(ON_SLAVE2);
     let backend = "10.151.49.8:80";

@@ -2,6 +2,7 @@
 //! by etherparse, with checksums of its own. After every burst and every tick the balance of FW-05 is
 //! asserted, so every test here is also a test of it.
 
+mod affinity;
 mod changes;
 mod express;
 mod hygiene;
@@ -66,6 +67,7 @@ struct Cluster {
     masquerade: MasqueradePorts,
     family: FamilyTables<V4>,
     connections: usize,
+    clients: usize,
 }
 
 /// A frame that left.
@@ -126,6 +128,7 @@ fn cluster() -> Cluster {
         masquerade: MasqueradePorts::Keep,
         family: FamilyTables::default(),
         connections: 4096,
+        clients: 4096,
     }
 }
 
@@ -188,7 +191,12 @@ impl Cluster {
 
     /// The forwarder with these tables, and the neighbours of the seed.
     fn start(self) -> Node {
-        let settings = Settings { connections: self.connections, timeouts: Timeouts::default(), seed: 7 };
+        let settings = Settings {
+            connections: self.connections,
+            clients: self.clients,
+            timeouts: Timeouts::default(),
+            seed: 7,
+        };
         let mut forwarder = Forwarder::new(&settings, pool()).unwrap();
         forwarder.set_tables(Arc::new(self.tables()));
         let now = Instant::from_secs(100);
