@@ -131,7 +131,7 @@ fn run(args: &Args) -> Result<Exit, Failure> {
         *deliberate.entry(*cause).or_insert(0) += flows;
     }
     for (cause, flows) in deliberate {
-        writeln!(out, "Pollux drops {cause}, which the kernel forwards: {flows} flows, not counted")?;
+        writeln!(out, "deliberate: {cause} ({flows} flows)")?;
     }
     let different = reports.iter().filter(|report| !report.is_equal()).count();
     writeln!(out, "{} scenarios, {} equal, {different} different", reports.len(), reports.len() - different)?;

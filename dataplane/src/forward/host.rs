@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::established::Way;
-use super::new::{Refusal, martian};
+use super::new::Refusal;
 use super::observe::{Event, Observer};
 use super::{Core, Forwarder, Output, Pass, limit};
 use crate::flow::Direction;
@@ -157,7 +157,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     #[cold]
     pub(super) fn untracked(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
         if origin != Origin::Host
-            && let Err(refusal) = martian(headers).and_then(|()| self.foreign_source(headers))
+            && let Err(refusal) = self.martian(headers)
         {
             return self.refuse(packet, headers, refusal);
         }

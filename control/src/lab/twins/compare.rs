@@ -190,7 +190,7 @@ impl Comparison<'_> {
                 .map(|(flow, spec)| self.shot(flow, spec))
                 .collect();
             words = self.observe(&shots, specs.len())?;
-            open.retain(|flow| words[*flow].values().any(|[kernel, pollux]| kernel != pollux));
+            open.retain(|flow| words[*flow].values().any(|sides| differ(&specs[*flow], sides)));
             if more == 1 {
                 first_open = open.len();
             }
@@ -200,7 +200,7 @@ impl Comparison<'_> {
         }
         for flow in &open {
             // The first step that differs: those after it follow from it.
-            let differing = words[*flow].iter().find(|(_, [kernel, pollux])| kernel != pollux);
+            let differing = words[*flow].iter().find(|(_, sides)| differ(&specs[*flow], sides));
             let Some((step, [kernel, pollux])) = differing else { continue };
             let difference = Difference {
                 flow: specs[*flow].name.clone(),
@@ -208,7 +208,7 @@ impl Comparison<'_> {
                 kernel: kernel.iter().cloned().collect(),
                 pollux: pollux.iter().cloned().collect(),
             };
-            match deliberate(&specs[*flow], &difference) {
+            match deliberate(&specs[*flow], *step, &words[*flow][step]) {
                 Some(cause) => *self.deliberate.entry(cause).or_default() += 1,
                 None => self.differences.push(difference),
             }
@@ -226,6 +226,9 @@ impl Comparison<'_> {
         let tables = [self.twins.kernel.connections()?, self.twins.forwarder.connections()?];
         for shot in shots {
             for side in Side::BOTH {
+                if self.is_left_out(shot, firsts.get(&(side, shot.first.tag.shot))) {
+                    continue;
+                }
                 let entry = tables[side as usize].get(&shot.first.tuple());
                 let text = self.entry_words(shot, entry);
                 words[shot.flow].entry(Step::Connection).or_default()[side as usize].insert(text);
@@ -267,7 +270,7 @@ impl Comparison<'_> {
         let udp = shots.iter().filter(|shot| is_udp(shot.first.tuple().protocol));
         let ports: HashSet<u16> = udp
             .flat_map(|shot| {
-                let client = (shot.spec.place == Place::Host).then_some(shot.first.source_port);
+                let client = self.site.is_local(shot.first.source).then_some(shot.first.source_port);
                 client.into_iter().chain([shot.first.destination_port])
             })
             .collect();
@@ -286,9 +289,14 @@ impl Comparison<'_> {
             for side in Side::BOTH {
                 let tag = shot.first.tag;
                 let sightings = seen[side as usize].get(&tag).map_or(&[][..], Vec::as_slice);
+                if let [first] = sightings {
+                    firsts.insert((side, tag.shot), first.clone());
+                }
+                if self.is_left_out(shot, sightings.first()) {
+                    continue;
+                }
                 self.note(words, shot, side, Step::First, &shot.first, sightings, None);
                 let [first] = sightings else { continue };
-                firsts.insert((side, tag.shot), first.clone());
                 let Some((answer, second)) = conversation(shot, first) else { continue };
                 answers.push((shot, Sending { side, place: first.place, datagram: answer }));
                 seconds.push((shot, Sending { side, place: shot.spec.place, datagram: second }));
@@ -362,10 +370,20 @@ impl Comparison<'_> {
     /// Whether the backend of a translated packet is left out of the words: there are too many, or each side
     /// keeps to its own.
     fn erases(&self, shot: &Shot<'_>, tuple: &Tuple, sent: &Datagram) -> bool {
-        let forward = sent.tag.packet != ANSWER;
-        forward
-            && tuple.destination != sent.destination
-            && (shot.spec.backends > FEW || shot.spec.sticky)
+        let translated =
+            (tuple.destination, tuple.destination_port) != (sent.destination, sent.destination_port);
+        let is_echo = matches!(tuple.protocol, Protocol::ICMP | Protocol::ICMPV6);
+        sent.tag.packet != ANSWER && translated && !is_echo && is_erased(shot.spec)
+    }
+
+    /// Whether a connection is left out, because each side may or may not meet its backend and no other
+    /// would do: the client itself, which is masqueraded (MQ-03), and the node, which is not (WK-09).
+    fn is_left_out(&self, shot: &Shot<'_>, first: Option<&Sighting>) -> bool {
+        let Some(Sighting { seen: Seen { tuple, error: None, .. }, .. }) = first else { return false };
+        let translated = (tuple.destination, tuple.destination_port)
+            != (shot.first.destination, shot.first.destination_port);
+        let special = tuple.destination == shot.first.source || self.site.is_local(tuple.destination);
+        is_erased(shot.spec) && translated && special
     }
 
     fn tuple_words(&self, shot: &Shot<'_>, sent: &Datagram, tuple: &Tuple, erased: bool) -> String {
@@ -552,16 +570,37 @@ impl Comparison<'_> {
 const PORT_KINDS: usize = 16;
 const PORTS_OF_A_KIND: usize = 64_512 / PORT_KINDS;
 
+/// Whether backends are left out of a flow's words.
+fn is_erased(spec: &FlowSpec) -> bool {
+    spec.backends > FEW || spec.sticky
+}
+
+/// Whether two sides' words differ. One that has none had nothing to say: all its connections were left out.
+fn differ(spec: &FlowSpec, [kernel, pollux]: &[BTreeSet<String>; 2]) -> bool {
+    kernel != pollux && !(is_erased(spec) && (kernel.is_empty() || pollux.is_empty()))
+}
+
 /// Why Pollux does what the kernel does not, where it is meant to.
-fn deliberate(spec: &FlowSpec, difference: &Difference) -> Option<Deliberate> {
-    let nothing = difference.pollux.iter().all(|words| words == "nothing");
-    if difference.step != Step::First.name() || !nothing {
-        return None;
-    }
-    let leaves = difference.kernel.iter().all(|words| words.contains(" ttl ") && !words.contains("by the host"));
-    match (spec.place, spec.source, spec.destination) {
-        (Place::Host, source, _) if source.is_loopback() && leaves => Some(Deliberate::LoopbackLeaves),
-        (Place::Port(_), _, IpAddr::V6(Ipv6Addr::UNSPECIFIED)) if leaves => Some(Deliberate::UnspecifiedV6),
+fn deliberate(spec: &FlowSpec, step: Step, [kernel, pollux]: &[BTreeSet<String>; 2]) -> Option<Deliberate> {
+    let from_loopback = spec.place == Place::Host && spec.source.is_loopback();
+    let less = |word: &String| word == "nothing" || kernel.contains(word);
+    match (step, spec.destination) {
+        (Step::First, _) if from_loopback && pollux.iter().all(less) => {
+            let source = if spec.source.is_ipv4() { "127.0.0.1:" } else { "[::1]:" };
+            let leaves = |word: &String| word.starts_with(source) && !word.contains("by the host");
+            kernel.iter().any(leaves).then_some(Deliberate::LoopbackLeaves)
+        }
+        (Step::First, IpAddr::V6(Ipv6Addr::UNSPECIFIED)) if spec.place != Place::Host => {
+            pollux.iter().all(|word| word == "nothing").then_some(Deliberate::UnspecifiedV6)
+        }
+        (Step::Answer, IpAddr::V6(_)) if from_loopback => {
+            pollux.iter().all(|word| word.contains("by the host")).then_some(Deliberate::LoopbackV6Answered)
+        }
+        (Step::Connection, _) if spec.place == Place::Host => {
+            let none = pollux.iter().all(|word| word == "no entry");
+            let untranslated = kernel.iter().all(|word| word.contains(&spec.destination.to_string()));
+            (none && untranslated).then_some(Deliberate::RefusedLoop)
+        }
         _ => None,
     }
 }

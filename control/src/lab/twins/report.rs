@@ -36,21 +36,31 @@ pub struct Report {
     pub took: Duration,
 }
 
-/// What Pollux refuses although the kernel lets it pass (FW-03).
+/// Where Pollux is meant to do otherwise than the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Deliberate {
-    /// With `route_localnet`, the kernel sends what a process has bound to 127.0.0.1 out of a port as it is,
-    /// when no rule masquerades it. No loopback address may be on a wire (RFC 1122, section 3.2.1.3).
+    /// With `route_localnet`, the kernel sends what a process has bound to 127.0.0.1 out of a port as it is when
+    /// no rule masquerades it, and from ::1 always. No loopback address may be on a wire (RFC 1122, section
+    /// 3.2.1.3; RFC 4291, section 2.5.3): Pollux drops it (FW-03).
     LoopbackLeaves,
-    /// The kernel forwards packets to `::` by its default route. It is nobody's address (RFC 4291, section 2.5.2).
+    /// The kernel forwards packets to `::` by its default route. It is nobody's address (RFC 4291, section
+    /// 2.5.2): Pollux drops them (FW-03).
     UnspecifiedV6,
+    /// The kernel masquerades what ::1 sends to a Service, and then does not deliver the answer, for which it
+    /// looks for a route as for any packet. Pollux does (NAT-09).
+    LoopbackV6Answered,
+    /// The kernel confirms a connection of the host to itself when the packet leaves by `lo`, before it is
+    /// refused where it arrives, so an entry stays. Pollux has none (CT-04).
+    RefusedLoop,
 }
 
 impl Display for Deliberate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Deliberate::LoopbackLeaves => "loopback sources that leave",
-            Deliberate::UnspecifiedV6 => "packets to ::",
+            Deliberate::LoopbackLeaves => "loopback sources do not leave by a port",
+            Deliberate::UnspecifiedV6 => "packets to :: are not forwarded",
+            Deliberate::LoopbackV6Answered => "answers to ::1 are delivered",
+            Deliberate::RefusedLoop => "what the host sends to itself leaves no entry when it is refused",
         })
     }
 }

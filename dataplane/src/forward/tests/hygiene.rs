@@ -158,8 +158,12 @@ fn fw_03_loopback_does_not_leave_by_a_port() {
     let mut node = seed();
     assert_eq!(node.from(HOST).syn("127.0.0.1:5", FAR), []);
     assert_eq!((node.dropped(Reason::MartianSource), node.flows()), (1, 0));
-    // Masqueraded, as a loopback node port is, it may.
-    let mut node = seed().choosing(ON_CALI_8);
+    // Masqueraded, as a loopback node port is, it may where loopback is routed at all.
+    assert_eq!(node.from(HOST).syn("127.0.0.1:5", MYAPP), []);
+    assert_eq!((node.dropped(Reason::MartianSource), node.flows()), (2, 0));
+    let mut routed = cluster();
+    routed.family.loopback_guard = crate::tables::LoopbackGuard::On;
+    let mut node = routed.start().choosing(ON_CALI_8);
     let sent = node.from(HOST).syn("127.0.0.1:5", MYAPP);
     assert_eq!(sent, [out(CALI_8, TO_POD_8, Kind::SYN, "172.16.1.50:5", "10.151.51.8:80", 64)]);
     let sent = node.from(CALI_8).syn_ack("10.151.51.8:80", "172.16.1.50:5");
