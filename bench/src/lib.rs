@@ -1,5 +1,6 @@
 //! Benchmarks of Pollux; see `benches/`.
 
+pub mod cluster;
 pub mod instructions;
 pub mod node;
 pub mod pipeline;

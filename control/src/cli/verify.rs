@@ -150,7 +150,7 @@ fn print(out: &mut impl Write, verified: &Verified, answer: Answer) -> std::io::
         writeln!(out, "  undecided: {undecided}")?;
     }
     for (number, counterexample) in report.counterexamples.iter().enumerate() {
-        let Counterexample { packet, left, right, more } = counterexample;
+        let Counterexample { packet, left, right, more, .. } = counterexample;
         writeln!(out, "  {}. {}", number + 1, in_words(packet))?;
         side(out, "rules", left)?;
         side(out, "other", right)?;

@@ -11,6 +11,7 @@
 //! outside the file (a limit, an ipset that was not given) is kept as what it is, for the reader to decide.
 
 pub mod evaluate;
+pub mod generate;
 pub mod ipset;
 pub mod parse;
 mod parse_icmp;

@@ -91,7 +91,7 @@ pub fn translate<A: Family>(input: &Input<'_>) -> Translation<A> {
 
 impl Input<'_> {
     /// OBJ-02. (A Service without a clusterIP of the family is left out later, OBJ-07.)
-    fn serves(&self, service: &Service) -> bool {
+    pub(crate) fn serves(&self, service: &Service) -> bool {
         let ours = match &service.proxy_name {
             None => true,
             Some(name) => self.service_proxy_name == Some(name),

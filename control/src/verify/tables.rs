@@ -17,7 +17,7 @@ use super::index::Constants;
 use super::outcome::{Branch, Distribution, Outcome, Passed, SourceNat, Step};
 use super::piece::{Ask, Entry, Field, Stage};
 use crate::iptables::{RejectWith, States};
-use crate::translate::{LocalhostNodePorts, ServicePortRules, Translation};
+use crate::translate::{LocalhostNodePorts, ServicePortRules, ServicePorts, Translation};
 
 /// Who sends a packet, and what is known of its connection: for one packet, or for all packets of a piece.
 pub(super) trait Sender<A: Family> {
@@ -44,7 +44,7 @@ pub(super) trait Sender<A: Family> {
 /// The compiled tables of one family, ready to be walked.
 pub(super) struct Tables<'a, A: Family> {
     services: &'a Services<A>,
-    ports: &'a [ServicePortRules<A>],
+    ports: &'a ServicePorts<A>,
     guard: LocalhostNodePorts,
     mark: u32,
     /// Masquerade rules beside that of the mark.
