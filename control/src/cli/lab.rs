@@ -116,12 +116,22 @@ fn run(args: &Args) -> Result<Exit, Failure> {
         };
         let Report { name, flows, packets, choices, took, .. } = &report;
         let seconds = took.as_secs_f64();
-        writeln!(out, "{name:width$}   {family:6}   {flows:5}   {packets:7}   {choices:7}   {seconds:7.1}   {result}")?;
+        writeln!(
+            out,
+            "{name:width$}   {family:6}   {flows:5}   {packets:7}   {choices:7}   {seconds:7.1}   {result}"
+        )?;
         out.flush()?;
         reports.push(report);
     }
     for report in reports.iter().filter(|report| !report.is_equal()) {
-        writeln!(out, "\n{}: {} differ (rules by {}; Pollux dropped: {})", report.title(), report.differences.len(), report.loader, report.drops.join(", "))?;
+        writeln!(
+            out,
+            "\n{}: {} differ (rules by {}; Pollux dropped: {})",
+            report.title(),
+            report.differences.len(),
+            report.loader,
+            report.drops.join(", ")
+        )?;
         for difference in &report.differences {
             writeln!(out, "{difference}")?;
         }

@@ -239,9 +239,9 @@ impl Comparison<'_> {
                 let reached = |side| {
                     let of_flow = shots.iter().filter(move |shot| shot.flow == flow);
                     let tuples = of_flow.filter_map(|shot| firsts.get(&(side, shot.first.tag.shot)));
-                    let backends = tuples.filter(|first| first.seen.error.is_none()).map(|first| {
-                        (first.seen.tuple.destination, first.seen.tuple.destination_port)
-                    });
+                    let backends = tuples
+                        .filter(|first| first.seen.error.is_none())
+                        .map(|first| (first.seen.tuple.destination, first.seen.tuple.destination_port));
                     backends.collect::<BTreeSet<_>>().len()
                 };
                 for side in Side::BOTH {
@@ -302,7 +302,9 @@ impl Comparison<'_> {
                 seconds.push((shot, Sending { side, place: shot.spec.place, datagram: second }));
             }
         }
-        let just = |sendings: &[(&Shot<'_>, Sending)]| sendings.iter().map(|(_, sending)| *sending).collect::<Vec<_>>();
+        let just = |sendings: &[(&Shot<'_>, Sending)]| {
+            sendings.iter().map(|(_, sending)| *sending).collect::<Vec<_>>()
+        };
         let seen = self.twins.exchange(&just(&answers))?;
         for (shot, Sending { side, datagram, .. }) in &answers {
             let sightings = seen[*side as usize].get(&datagram.tag).map_or(&[][..], Vec::as_slice);
@@ -464,9 +466,10 @@ impl Comparison<'_> {
             First::Udp => (Content::Udp, Checksum::Right),
             First::UdpWrong => (Content::Udp, Checksum::Wrong),
             First::UdpUnchecked => (Content::UdpUnchecked, Checksum::Right),
-            First::Sctp => {
-                (Content::Sctp { chunk: INIT, verification: 0, initiate: 0x1000_0000 | shot }, Checksum::Right)
-            }
+            First::Sctp => (
+                Content::Sctp { chunk: INIT, verification: 0, initiate: 0x1000_0000 | shot },
+                Checksum::Right,
+            ),
             First::Echo => (Content::Echo, Checksum::Right),
         };
         let first = Datagram {
@@ -501,7 +504,9 @@ impl Comparison<'_> {
             for shot in &shots {
                 for side in Side::BOTH {
                     let sightings = seen[side as usize].get(&shot.first.tag).map_or(&[][..], Vec::as_slice);
-                    let [Sighting { seen: Seen { tuple, error: None, .. }, .. }] = sightings else { continue };
+                    let [Sighting { seen: Seen { tuple, error: None, .. }, .. }] = sightings else {
+                        continue;
+                    };
                     let backend = (tuple.destination, tuple.destination_port);
                     *chosen[side as usize].entry(backend).or_default() += 1;
                     if tuple.source != shot.first.source && tuple.source_port >= 1024 {
@@ -527,7 +532,9 @@ impl Comparison<'_> {
                 let counts: Vec<String> = backends
                     .iter()
                     .zip(&counts[side])
-                    .map(|((address, port), count)| format!("{}: {count}", std::net::SocketAddr::new(*address, *port)))
+                    .map(|((address, port), count)| {
+                        format!("{}: {count}", std::net::SocketAddr::new(*address, *port))
+                    })
                     .collect();
                 format!("{} (p = {:.1e} if all alike)", counts.join(", "), fair[side])
             };
@@ -554,7 +561,10 @@ impl Comparison<'_> {
         let counted = ports.each_ref().map(|ports| ports.iter().sum::<u64>());
         if fair.iter().any(|p| *p < level) || (counted[0] == 0) != (counted[1] == 0) {
             let text = |side: usize| {
-                format!("{:?} in {PORT_KINDS} equal parts of 1024-65535 (p = {:.1e})", ports[side], fair[side])
+                format!(
+                    "{:?} in {PORT_KINDS} equal parts of 1024-65535 (p = {:.1e})",
+                    ports[side], fair[side]
+                )
             };
             self.differences.push(Difference {
                 flow: choosing.name.clone(),
@@ -629,7 +639,8 @@ fn class_of(protocol: Protocol, port: u16) -> &'static str {
 /// The answer to a first packet by who got it, and the client's next packet; nothing where there is no
 /// conversation.
 fn conversation(shot: &Shot<'_>, first: &Sighting) -> Option<(Datagram, Datagram)> {
-    if first.seen.error.is_some() || shot.first.checksum == Checksum::Wrong {
+    let nobody = shot.first.source.is_unspecified();
+    if first.seen.error.is_some() || shot.first.checksum == Checksum::Wrong || nobody {
         return None;
     }
     let number = shot.first.tag.shot;
@@ -667,8 +678,7 @@ fn conversation(shot: &Shot<'_>, first: &Sighting) -> Option<(Datagram, Datagram
         ttl: 64,
         tag: Tag { shot: number, packet: ANSWER },
     };
-    let second =
-        Datagram { content: second, tag: Tag { shot: number, packet: SECOND }, ..shot.first };
+    let second = Datagram { content: second, tag: Tag { shot: number, packet: SECOND }, ..shot.first };
     Some((answer, second))
 }
 

@@ -83,11 +83,9 @@ impl Twins {
     ) -> Result<Twins, Failure> {
         let namespaces = site.build(&scenario.settings, prefix).map_err(Failure::environment)?;
         let Namespaces { outside, kernel, pollux } = &namespaces;
-        let wires = [
-            Wire::of_kernel(site, scenario.family, outside, kernel)?,
-            Wire::of_pollux(site, outside)?,
-        ];
-        let kernel = Kernel::start(kernel, scenario).map_err(Failure::environment)?;
+        let wires =
+            [Wire::of_kernel(site, scenario.family, outside, kernel)?, Wire::of_pollux(site, outside)?];
+        let kernel = Kernel::start(kernel, scenario)?;
         let forwarder = Forwarder::start(pollux, scenario, site, pool, &format!("{prefix}pollux"))?;
         let slices = scenario.cluster.slices.values();
         let v4 = site.idle_pods[0].is_ipv4();
@@ -208,9 +206,11 @@ impl Twins {
         let (source, destination) = match place {
             Place::Port(0) => (outside, pod),
             Place::Port(number) => {
-                let behind = self.site.pods.iter().find(|(pod, port)| {
-                    **port == number && pod.is_ipv4() == outside.is_ipv4()
-                });
+                let behind = self
+                    .site
+                    .pods
+                    .iter()
+                    .find(|(pod, port)| **port == number && pod.is_ipv4() == outside.is_ipv4());
                 (behind.map_or(outside, |(pod, _)| *pod), outside)
             }
             Place::Host => (self.locals[0], outside),

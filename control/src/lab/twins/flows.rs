@@ -135,7 +135,8 @@ impl Flows {
             Some(flows) => {
                 for flow in flows {
                     let facts = facts_at(&frontends, flow.to, flow.port, flow.protocol, site);
-                    let (backends, sticky) = facts.map_or((1, false), |facts| (facts.endpoints.len(), facts.sticky));
+                    let (backends, sticky) =
+                        facts.map_or((1, false), |facts| (facts.endpoints.len(), facts.sticky));
                     planner.flow(flow.from, flow.to, flow.port, First::of(flow.protocol), &flow.name);
                     let spec = planner.specs.last_mut().expect("just added");
                     spec.backends = backends.max(1);
@@ -151,7 +152,14 @@ impl Flows {
 
 impl Planner<'_> {
     /// Adds a flow. Where it enters follows from its source.
-    fn flow(&mut self, source: IpAddr, destination: IpAddr, port: u16, first: First, note: &str) -> &mut FlowSpec {
+    fn flow(
+        &mut self,
+        source: IpAddr,
+        destination: IpAddr,
+        port: u16,
+        first: First,
+        note: &str,
+    ) -> &mut FlowSpec {
         let place = match self.site.is_local(source) {
             true => Place::Host,
             false => Place::Port(self.site.port_of(source)),
@@ -217,15 +225,17 @@ impl Planner<'_> {
             if self.site.pods.contains_key(endpoint) && here < 2 {
                 sources.push((*endpoint, "endpoint here"));
                 here += 1;
-            } else if !self.site.is_local(*endpoint) && !self.site.pods.contains_key(endpoint) && elsewhere < 1 {
+            } else if !self.site.is_local(*endpoint)
+                && !self.site.pods.contains_key(endpoint)
+                && elsewhere < 1
+            {
                 sources.push((*endpoint, "endpoint elsewhere"));
                 elsewhere += 1;
             }
         }
         let other_node = scenario.cluster.nodes.values().find(|node| node.name != scenario.node_name);
-        let other = other_node.and_then(|node| {
-            node.internal_ips.iter().copied().find(|address| address.is_ipv4() == self.v4)
-        });
+        let other = other_node
+            .and_then(|node| node.internal_ips.iter().copied().find(|address| address.is_ipv4() == self.v4));
         sources.extend(other.map(|address| (address, "other node")));
         sources.extend(facts.ranges.iter().map(|address| (*address, "in range")));
         sources.extend(self.locals().into_iter().take(2).map(|address| (address, "host")));
@@ -243,7 +253,7 @@ impl Planner<'_> {
         if let Some((frontend, facts)) = frontends.iter().find(|(frontend, facts)| {
             frontend.address.is_some() && frontend.protocol == Protocol::TCP && !facts.endpoints.is_empty()
         }) {
-            self.segments(frontend.address.expect("just asked"), frontend.port, facts.endpoints.len());
+            self.segments(frontend.address.expect("just asked"), frontend.port, facts);
         }
     }
 
@@ -267,7 +277,9 @@ impl Planner<'_> {
                 (spec.backends, spec.sticky) = (backends, facts.sticky);
             }
             let few = [sources[0], sources[1], *sources.last().expect("never empty")];
-            for (source, word) in few.into_iter().filter(|(source, _)| !to_loopback || self.site.is_local(*source)) {
+            for (source, word) in
+                few.into_iter().filter(|(source, _)| !to_loopback || self.site.is_local(*source))
+            {
                 self.flow(source, address, frontend.port, other, &format!("{word}, other protocol"));
                 self.flow(source, address, frontend.port ^ 1, first, &format!("{word}, other port"));
                 self.flow(source, address, 1, First::Echo, word);
@@ -291,7 +303,8 @@ impl Planner<'_> {
     fn plain(&mut self, frontends: &BTreeMap<Frontend, Facts>) {
         let [pod, neighbour] = self.site.idle_pods;
         let (outside, locals) = (self.outside(), self.locals());
-        let endpoints: Vec<IpAddr> = frontends.values().flat_map(|facts| facts.endpoints.iter().copied()).collect();
+        let endpoints: Vec<IpAddr> =
+            frontends.values().flat_map(|facts| facts.endpoints.iter().copied()).collect();
         let mut targets = vec![(neighbour, "neighbour"), (outside, "outside")];
         targets.extend(endpoints.iter().take(2).map(|address| (*address, "endpoint")));
         targets.extend(endpoints.iter().rev().take(1).map(|address| (*address, "endpoint")));
@@ -301,7 +314,9 @@ impl Planner<'_> {
         for (source, from) in sources {
             for (target, to) in targets.iter().copied().filter(|(target, _)| *target != source) {
                 let note = format!("{from} to {to}");
-                for (first, port) in [(First::Udp, 7001), (First::Tcp(SYN), 7001), (First::Sctp, 7001), (First::Echo, 1)] {
+                for (first, port) in
+                    [(First::Udp, 7001), (First::Tcp(SYN), 7001), (First::Sctp, 7001), (First::Echo, 1)]
+                {
                     self.flow(source, target, port, first, &note);
                 }
                 self.flow(source, target, 7002, First::UdpUnchecked, &note);
@@ -344,7 +359,7 @@ impl Planner<'_> {
     }
 
     /// TCP segments that open no connection, and transport checksums that are wrong.
-    fn segments(&mut self, service: IpAddr, port: u16, backends: usize) {
+    fn segments(&mut self, service: IpAddr, port: u16, facts: &Facts) {
         let (pod, outside, node) = (self.site.idle_pods[0], self.outside(), self.locals()[0]);
         let kinds = [
             (First::Tcp(ACK | PSH), "ACK"),
@@ -357,7 +372,8 @@ impl Planner<'_> {
             (First::UdpWrong, "wrong"),
         ];
         for (first, word) in kinds {
-            self.flow(pod, service, port, first, &format!("pod to service, {word}")).backends = backends;
+            let spec = self.flow(pod, service, port, first, &format!("pod to service, {word}"));
+            (spec.backends, spec.sticky) = (facts.endpoints.len(), facts.sticky);
             self.flow(pod, outside, port, first, &format!("pod to outside, {word}"));
             self.flow(outside, node, 7001, first, &format!("client to node, {word}"));
         }
@@ -404,7 +420,8 @@ fn frontends(scenario: &Scenario, v4: bool) -> BTreeMap<Frontend, Facts> {
     let of_family = |address: &&IpAddr| address.is_ipv4() == v4;
     let mut frontends: BTreeMap<Frontend, Facts> = BTreeMap::new();
     for service in scenario.cluster.services.values() {
-        let addresses = service.cluster_ips.iter().chain(&service.external_ips).chain(&service.load_balancer_ips);
+        let addresses =
+            service.cluster_ips.iter().chain(&service.external_ips).chain(&service.load_balancer_ips);
         let addresses: Vec<IpAddr> = addresses.filter(of_family).copied().collect();
         for port in &service.ports {
             let facts = Facts {
@@ -499,7 +516,8 @@ mod tests {
                 protocol: Protocol::TCP
             })
         );
-        let node_port = "-A KUBE-NODEPORTS -p udp -m comment --comment \"x\" -m udp --dport 30068 -j KUBE-EXT-X";
+        let node_port =
+            "-A KUBE-NODEPORTS -p udp -m comment --comment \"x\" -m udp --dport 30068 -j KUBE-EXT-X";
         assert_eq!(read(node_port), Some(Frontend { address: None, port: 30068, protocol: Protocol::UDP }));
         assert_eq!(read("-A KUBE-NODEPORTS -d 127.0.0.0/8 -p tcp -m tcp --dport 30068 -j X"), None);
         assert_eq!(read("-A KUBE-SEP-X -p tcp -m tcp -j DNAT --to-destination 10.0.0.1:80"), None);

@@ -16,10 +16,10 @@ use super::scenario::{Family, Scenario};
 use super::site::{HOST_PORT, Site};
 use crate::agent::{Agent, AgentOptions, HostOptions, Inputs, Running};
 use crate::cli::Failure;
+use crate::config::Config;
 use crate::config::node::{
     Backend, Foreign, MasqueradePorts, NodeConfig, PortConfig, ProxyArp, Role, Source,
 };
-use crate::config::Config;
 use crate::kernel::netns::Netns;
 
 /// Connections that the flow table holds: more than a comparison makes.
@@ -46,9 +46,10 @@ impl Forwarder {
         pool: &'static Pool,
         name: &str,
     ) -> Result<Forwarder, Failure> {
-        let ports = site.ports.iter().enumerate().map(|(number, interface)| {
-            port(interface, if number == 0 { Role::Uplink } else { Role::Pod })
-        });
+        let ports =
+            site.ports.iter().enumerate().map(|(number, interface)| {
+                port(interface, if number == 0 { Role::Uplink } else { Role::Pod })
+            });
         let node = NodeConfig {
             connections: Some(CONNECTIONS),
             sysctl: BTreeMap::from([
@@ -78,8 +79,7 @@ impl Forwarder {
             name: name.to_owned(),
         };
         let options = AgentOptions { inputs, follow: None, admin: None, host };
-        let agent =
-            netns.run(|| Agent::start_with(options, || Ok(pool))).map_err(Failure::environment)??;
+        let agent = netns.run(|| Agent::start_with(options, || Ok(pool))).map_err(Failure::environment)??;
         let unlimited = |worker: &mut Worker| worker.forwarder().set_error_rate(ErrorRate::Unlimited);
         agent.worker().ask(unlimited).map_err(|Stopped| Failure::environment("the worker has stopped"))?;
         Ok(Forwarder { agent, family: scenario.family })

@@ -10,6 +10,7 @@ use super::nfacct;
 use super::packet::Tuple;
 use super::scenario::{Family, Scenario};
 use super::site::set;
+use crate::cli::Failure;
 use crate::kernel::Error;
 use crate::kernel::netns::Netns;
 use crate::kernel::sandbox::find_program;
@@ -50,22 +51,20 @@ impl Kernel {
     ///
     /// # Errors
     /// What the kernel, iptables or the machine refuses.
-    pub(super) fn start(netns: &Netns, scenario: &Scenario) -> Result<Kernel, Error> {
+    pub(super) fn start(netns: &Netns, scenario: &Scenario) -> Result<Kernel, Failure> {
         // Asked for first: a comparison without it would end half done.
-        find_conntrack()?;
-        for (path, value) in SETTINGS {
-            if netns.sysctl(path).is_ok() {
-                netns.set_sysctl(path, value)?;
-            }
-        }
-        nfacct::create(netns, &nfacct::names(&scenario.rules))?;
+        find_conntrack().map_err(Failure::environment)?;
+        prepare(netns, &nfacct::names(&scenario.rules)).map_err(Failure::environment)?;
         let protocol = match scenario.family {
             Family::IPv4 => twin::Protocol::IPv4,
             Family::IPv6 => twin::Protocol::IPv6,
         };
-        let loader = twin::restore(netns, protocol, Mode::Replace, &scenario.rules)?;
-        twin::restore(netns, protocol, Mode::Add, QUIET)?;
-        set(netns, &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
+        let loader = twin::restore(netns, protocol, Mode::Replace, &scenario.rules)
+            .map_err(|error| refused(scenario, error))?;
+        let quiet = twin::restore(netns, protocol, Mode::Add, QUIET).map(|_| ());
+        quiet
+            .and_then(|()| set(netns, &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")]))
+            .map_err(Failure::environment)?;
         Ok(Kernel { netns: netns.clone(), family: scenario.family, loader })
     }
 
@@ -84,12 +83,31 @@ impl Kernel {
     }
 }
 
+/// Settings, and what the rules need to be there.
+fn prepare(netns: &Netns, accounting: &[&str]) -> Result<(), Error> {
+    for (path, value) in SETTINGS {
+        if netns.sysctl(path).is_ok() {
+            netns.set_sysctl(path, value)?;
+        }
+    }
+    nfacct::create(netns, accounting)
+}
+
+/// Rules that did not load are the user's to correct, unless the kernel lacks what they ask for.
+fn refused(scenario: &Scenario, error: Error) -> Failure {
+    match &error {
+        Error::Command { output, .. } if !output.contains("missing kernel module") => {
+            Failure::bad_input(format!("{}: the rules do not load: {output}", scenario.name))
+        }
+        _ => Failure::environment(error),
+    }
+}
+
 fn find_conntrack() -> Result<std::path::PathBuf, Error> {
     find_program("conntrack").map_err(|error| match error {
-        Error::Environment { lacking, .. } => Error::Environment {
-            lacking,
-            remedy: "install it (apt-get install conntrack)".to_owned(),
-        },
+        Error::Environment { lacking, .. } => {
+            Error::Environment { lacking, remedy: "install it (apt-get install conntrack)".to_owned() }
+        }
         other => other,
     })
 }

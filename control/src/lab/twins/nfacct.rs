@@ -60,7 +60,8 @@ fn add(name: &str) -> io::Result<()> {
     socket.send(&request(name), 0)?;
     let mut answer = Vec::with_capacity(4096);
     socket.recv(&mut answer, 0)?;
-    let word = |at: usize| answer.get(at..at + 4).map(|bytes| i32::from_ne_bytes(bytes.try_into().expect("four")));
+    let word =
+        |at: usize| answer.get(at..at + 4).map(|bytes| i32::from_ne_bytes(bytes.try_into().expect("four")));
     let kind = answer.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
     match (kind, word(16)) {
         (Some(ERROR), Some(0)) => Ok(()),

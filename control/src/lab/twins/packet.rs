@@ -259,9 +259,7 @@ impl Seen {
 
     /// The part of a packet that forwarding must leave alone.
     pub(super) fn rest_of(bytes: &[u8]) -> Vec<u8> {
-        Outer::read(bytes)
-            .and_then(|outer| Some(outer.rest(outer.tuple()?.protocol)))
-            .unwrap_or_default()
+        Outer::read(bytes).and_then(|outer| Some(outer.rest(outer.tuple()?.protocol))).unwrap_or_default()
     }
 }
 
@@ -290,7 +288,8 @@ impl Outer<'_> {
             4 if bytes.len() >= 20 => {
                 let header = usize::from(bytes[0] & 15) * 4;
                 let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
-                let address = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&bytes[at..at + 4]).expect("four"));
+                let address =
+                    |at: usize| IpAddr::from(<[u8; 4]>::try_from(&bytes[at..at + 4]).expect("four"));
                 Some(Outer {
                     source: address(12),
                     destination: address(16),
@@ -320,7 +319,8 @@ impl Outer<'_> {
     }
 
     fn tuple(&self) -> Option<Tuple> {
-        let at = |at: usize| Some(u16::from_be_bytes([*self.transport.get(at)?, *self.transport.get(at + 1)?]));
+        let at =
+            |at: usize| Some(u16::from_be_bytes([*self.transport.get(at)?, *self.transport.get(at + 1)?]));
         let (source_port, destination_port) = match self.protocol {
             Protocol::ICMP | Protocol::ICMPV6 => {
                 let kind = at(0)?;
@@ -434,8 +434,12 @@ mod tests {
     fn an_error_is_read_with_what_it_quotes() {
         let quoted = datagram(Content::Udp, false).to_bytes();
         let mut bytes = Vec::new();
-        let icmp = etherparse::Icmpv4Type::DestinationUnreachable(etherparse::icmpv4::DestUnreachableHeader::Port);
-        PacketBuilder::ipv4([10, 0, 0, 9], [10, 0, 0, 1], 64).icmpv4(icmp).write(&mut bytes, &quoted).unwrap();
+        let icmp =
+            etherparse::Icmpv4Type::DestinationUnreachable(etherparse::icmpv4::DestUnreachableHeader::Port);
+        PacketBuilder::ipv4([10, 0, 0, 9], [10, 0, 0, 1], 64)
+            .icmpv4(icmp)
+            .write(&mut bytes, &quoted)
+            .unwrap();
         let seen = Seen::read(&bytes).unwrap();
         let error = seen.error.unwrap();
         assert_eq!((error.kind, error.code, error.word), (3, 3, 0));

@@ -181,7 +181,9 @@ mod tests {
         };
         let text = junit(&[report("same", vec![]), report("other", vec![difference])]);
         assert!(text.contains("tests=\"2\" failures=\"1\" errors=\"0\" time=\"3.000\""), "{text}");
-        assert!(text.contains("<testcase classname=\"pollux-lab\" name=\"same ipv4\" time=\"1.500\"></testcase>"));
+        assert!(
+            text.contains("<testcase classname=\"pollux-lab\" name=\"same ipv4\" time=\"1.500\"></testcase>")
+        );
         assert!(text.contains("10.0.0.1 &gt; 10.0.0.2:80: first packet\n  kernel: &quot;a&quot; &amp; b\n"));
         assert!(text.contains("  pollux: 1 | 2 | 3 | 4 | 5 | 6 | 2 more</failure>"));
     }

@@ -117,10 +117,8 @@ pub fn folder_scenarios(folder: &Path, dump: &Dump) -> Result<(Vec<Scenario>, Ve
         let Case { name, family, node_name, local_addresses, proxy, cluster, warnings, flows } =
             Case::load(&case)?;
         let rules = required(folder, &dump.v4)?;
-        let localhost = match proxy.localhost_node_ports {
-            config::proxy::LocalhostNodePorts::Enabled => "1",
-            config::proxy::LocalhostNodePorts::Disabled => "0",
-        };
+        // kube-proxy sets it together with the guard (NO-07).
+        let localhost = if rules.contains("! -s 127.0.0.0/8 -d 127.0.0.0/8 ") { "1" } else { "0" };
         let settings = vec![(ROUTE_LOCALNET.to_owned(), localhost.to_owned())];
         let flows = Some(flows);
         let scenario =
@@ -129,8 +127,7 @@ pub fn folder_scenarios(folder: &Path, dump: &Dump) -> Result<(Vec<Scenario>, Ve
     }
     let objects = OBJECTS.iter().find_map(|name| existing(folder, name));
     let objects = objects.ok_or_else(|| lacking(folder, OBJECTS[0]))?;
-    let configuration =
-        existing(folder, &dump.configuration).or_else(|| existing(folder, CONFIGURATION[1]));
+    let configuration = existing(folder, &dump.configuration).or_else(|| existing(folder, CONFIGURATION[1]));
     let configuration = configuration.ok_or_else(|| lacking(folder, &dump.configuration))?;
     let loaded = cluster::load(&[objects])?;
     let (config, warned) = config::load(&[configuration])?;
@@ -144,7 +141,8 @@ pub fn folder_scenarios(folder: &Path, dump: &Dump) -> Result<(Vec<Scenario>, Ve
         Some(file) => read_settings(&file)?,
         None => Vec::new(),
     };
-    let name = folder.file_name().map_or_else(|| folder.display().to_string(), |name| name.display().to_string());
+    let name =
+        folder.file_name().map_or_else(|| folder.display().to_string(), |name| name.display().to_string());
     let mut scenarios = Vec::new();
     for (family, file) in [(Family::IPv4, &dump.v4), (Family::IPv6, &dump.v6)] {
         let Some(path) = existing(folder, file) else { continue };
@@ -243,7 +241,10 @@ fn read_settings(path: &Path) -> Result<Vec<(String, String)>, Problems> {
         };
         let name = name.trim().replace('.', "/");
         if !name.starts_with("net/") || name.split('/').any(|part| part.is_empty()) {
-            return Err(problem(path, &format!("line {}: {name} is not a setting of the network", number + 1)));
+            return Err(problem(
+                path,
+                &format!("line {}: {name} is not a setting of the network", number + 1),
+            ));
         }
         if name != "net/ipv4/ip_forward" {
             settings.push((name, value.trim().to_owned()));
@@ -272,7 +273,8 @@ mod tests {
     fn a_folder_has_a_scenario_for_each_of_its_dumps() {
         let (scenarios, warnings) = find(&[corpus("dual-stack")]).unwrap();
         assert_eq!(warnings, []);
-        let found: Vec<_> = scenarios.iter().map(|scenario| (scenario.name.as_str(), scenario.family)).collect();
+        let found: Vec<_> =
+            scenarios.iter().map(|scenario| (scenario.name.as_str(), scenario.family)).collect();
         assert_eq!(found, [("dual-stack", Family::IPv4), ("dual-stack", Family::IPv6)]);
         assert_eq!(scenarios[0].settings, [(ROUTE_LOCALNET.to_owned(), "1".to_owned())]);
         assert_eq!(scenarios[0].node_name, "slave1");
@@ -299,7 +301,11 @@ mod tests {
         assert!(said(folder.path()).contains("iptables-save.txt is missing"), "{}", said(folder.path()));
         fs::write(folder.path().join("iptables-save.txt"), "").unwrap();
         fs::write(folder.path().join("sysctl.txt"), "kernel.panic = 1\n").unwrap();
-        assert!(said(folder.path()).contains("line 1: kernel/panic is not a setting"), "{}", said(folder.path()));
+        assert!(
+            said(folder.path()).contains("line 1: kernel/panic is not a setting"),
+            "{}",
+            said(folder.path())
+        );
         assert!(said(&folder.path().join("absent")).contains("absent"));
     }
 }

@@ -71,7 +71,8 @@ impl Site {
             true => IpAddr::V4(Ipv4Addr::new(10, 244, 77, 0)),
             false => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0, 0x77, 0, 0, 0, 0)),
         });
-        let mut free = (200..250u8).map(|last| with_last(base, last)).filter(|address| !taken.contains(address));
+        let mut free =
+            (200..250u8).map(|last| with_last(base, last)).filter(|address| !taken.contains(address));
         let mut next = || free.next().expect("fifty addresses are not all taken");
         let idle_pods = [next(), next()];
         let empty_address = cidr.map(|_| next());
@@ -125,7 +126,10 @@ impl Site {
             kernel: Netns::add(&format!("{prefix}kernel"))?,
             pollux: Netns::add(&format!("{prefix}pollux"))?,
         };
-        set(&made.outside, &[("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/disable_ipv6", "1")])?;
+        set(
+            &made.outside,
+            &[("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/disable_ipv6", "1")],
+        )?;
         let common = [
             // No duplicate address detection: addresses are the node's at once.
             ("net/ipv6/conf/all/accept_dad", "0"),
@@ -226,7 +230,8 @@ pub(super) fn set(netns: &Netns, settings: &[(&str, &str)]) -> Result<(), Error>
 
 /// Names of the uplink and of pods' ports, and whether all pods are behind one: as the detector wants them.
 fn port_names(detect: &DetectLocal) -> (Vec<String>, bool) {
-    let numbered = |prefix: &str| (1..=POD_PORTS).map(|number| format!("{prefix}{number}")).collect::<Vec<_>>();
+    let numbered =
+        |prefix: &str| (1..=POD_PORTS).map(|number| format!("{prefix}{number}")).collect::<Vec<_>>();
     let (pods, shared) = match detect {
         DetectLocal::BridgeInterface(bridge) => (vec![bridge.clone()], true),
         DetectLocal::InterfaceNamePrefix(prefix) => (numbered(prefix), false),

@@ -11,7 +11,9 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recv, recvmsg, send, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrIn6, recv, recvmsg, send, setsockopt, sockopt,
+};
 use pollux_dataplane::packet::{LinkAddr, Protocol};
 use socket2::{Domain, Socket, Type};
 
@@ -123,7 +125,13 @@ impl Wire {
     ///
     /// # Errors
     /// When the socket fails.
-    pub(super) fn send(&mut self, place: Place, source: IpAddr, destination: IpAddr, packet: &[u8]) -> io::Result<()> {
+    pub(super) fn send(
+        &mut self,
+        place: Place,
+        source: IpAddr,
+        destination: IpAddr,
+        packet: &[u8],
+    ) -> io::Result<()> {
         match (place, &mut self.host) {
             (Place::Port(number), _) => self.ends[number].send(packet),
             (Place::Host, Host::Port(end)) => end.send(packet),
@@ -166,7 +174,8 @@ impl Wire {
                 } else if let Some(mut packet) = frame.get(ETHERNET..).and_then(Seen::read) {
                     // To somebody else's link address nobody would have received it. The host port's frames
                     // are the agent's own affair.
-                    packet.sound &= place == Place::Host || frame[..12] == [end.far.0, end.near.0].concat()[..];
+                    packet.sound &=
+                        place == Place::Host || frame[..12] == [end.far.0, end.near.0].concat()[..];
                     seen.push(Sighting { place, seen: packet });
                 }
             }
@@ -189,7 +198,8 @@ impl Wire {
 }
 
 fn ends(site: &Site, outside: &Netns, side: &str) -> io::Result<Vec<End>> {
-    let open = |number| End::open(outside, &format!("{side}{number}"), Site::link(number), Site::far_link(number));
+    let open =
+        |number| End::open(outside, &format!("{side}{number}"), Site::link(number), Site::far_link(number));
     (0..site.ports.len()).map(open).collect()
 }
 
@@ -228,8 +238,13 @@ impl Stack {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 Some(
-                    libc::EPERM | libc::EACCES | libc::EINVAL | libc::EHOSTUNREACH | libc::ENETUNREACH
-                    | libc::ECONNREFUSED | libc::EPROTO,
+                    libc::EPERM
+                    | libc::EACCES
+                    | libc::EINVAL
+                    | libc::EHOSTUNREACH
+                    | libc::ENETUNREACH
+                    | libc::ECONNREFUSED
+                    | libc::EPROTO,
                 ) => Ok(()),
                 _ => Err(error),
             },
@@ -298,8 +313,7 @@ fn domain(family: Family) -> Domain {
 }
 
 fn raw(netns: &Netns, family: Family, protocol: u8) -> io::Result<Socket> {
-    let socket =
-        open_in(netns, || Socket::new(domain(family), Type::RAW, Some(i32::from(protocol).into())))?;
+    let socket = open_in(netns, || Socket::new(domain(family), Type::RAW, Some(i32::from(protocol).into())))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -313,12 +327,8 @@ fn receive_v4(socket: &Socket, buffer: &mut [u8]) -> io::Result<Vec<u8>> {
 fn receive_v6(socket: &Socket, protocol: Protocol, buffer: &mut [u8]) -> io::Result<Vec<u8>> {
     let mut control = nix::cmsg_space!(libc::in6_pktinfo, i32);
     let mut pieces = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrIn6>(
-        socket.as_raw_fd(),
-        &mut pieces,
-        Some(&mut control),
-        MsgFlags::MSG_DONTWAIT,
-    )?;
+    let message =
+        recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut pieces, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
     let source = message.address.map_or(Ipv6Addr::UNSPECIFIED, |address| address.ip());
     let (mut destination, mut hop_limit) = (Ipv6Addr::UNSPECIFIED, 0);
     for control in message.cmsgs()? {

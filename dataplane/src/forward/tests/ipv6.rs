@@ -89,7 +89,15 @@ fn services6() -> Services<V6> {
         port,
         protocol,
     };
-    let of = |key, kind, path, filter| Frontend { key, kind, service_port: 0, sources: None, affinity: None, path, filter };
+    let of = |key, kind, path, filter| Frontend {
+        key,
+        kind,
+        service_port: 0,
+        sources: None,
+        affinity: None,
+        path,
+        filter,
+    };
     for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
         let kind = FrontendKind::ClusterIp;
         builder.frontend(of(at("fd96::10", 80, protocol), kind, Path::Internal(web), None));
