@@ -8,30 +8,25 @@
 //! often: a backend that was missed by chance comes then, a real difference stays.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Instant;
 
-use pollux_dataplane::packet::Protocol;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::worker::Stopped;
 
 use super::choice::{CONNECTIONS, p_value};
 use super::exchange::{Sending, Side, Sightings, Twins, is_udp};
-use super::flows::{ClientPorts, Clients, First, FlowSpec, Flows};
+use super::flows::{Clients, FlowSpec, Flows};
 use super::forwarder::keeps_ports;
-use super::packet::{
-    ACK, COOKIE_ECHO, Checksum, Content, Datagram, INIT, INIT_ACK, PSH, SYN, Seen, Tag, Tuple,
-};
+use super::packet::{Datagram, Seen};
 use super::report::{Deliberate, Difference, Report};
 use super::scenario::Scenario;
+use super::shot::Shot;
 use super::site::Site;
-use super::wire::{Place, Sighting};
+use super::wire::Sighting;
+use super::words::{FEW, Step, Wording, Words, deliberate, differ};
 use crate::cli::Failure;
 use crate::kernel::Error;
-
-/// Backends up to which each one's words are compared. With more, a flow's packets are compared without
-/// them; the test of the distribution then compares the set.
-const FEW: usize = 8;
 
 /// Services whose distribution is tested in a scenario at most, and tests for each: the backends and the
 /// masqueraded ports of either side.
@@ -45,11 +40,6 @@ const ROUND: usize = 256;
 
 /// How often a flow is sent again, and how many more times each time.
 const AGAIN: [usize; 3] = [1, 3, 8];
-
-/// Numbers of a connection's packets.
-const FIRST: u8 = 1;
-const ANSWER: u8 = 2;
-const SECOND: u8 = 3;
 
 /// Why a comparison ended early.
 #[derive(Debug)]
@@ -102,8 +92,7 @@ pub fn compare(
     let twins = Twins::start(scenario, &site, pool, prefix)?;
     let mut comparison = Comparison {
         twins,
-        site: &site,
-        keeps_ports: keeps_ports(&scenario.rules),
+        wording: Wording { site: &site, keeps_ports: keeps_ports(&scenario.rules) },
         next_shot: 0,
         interrupted,
         differences: Vec::new(),
@@ -133,48 +122,20 @@ pub fn compare(
 
 struct Comparison<'a> {
     twins: Twins,
-    site: &'a Site,
-    keeps_ports: bool,
+    wording: Wording<'a>,
     next_shot: u32,
     interrupted: &'a dyn Fn() -> bool,
     differences: Vec<Difference>,
     deliberate: BTreeMap<Deliberate, usize>,
 }
 
-/// One connection of a flow.
-#[derive(Clone, Copy)]
-struct Shot<'a> {
-    spec: &'a FlowSpec,
-    flow: usize,
-    first: Datagram,
-}
-
-/// What became of a flow's packets, step by step, in words; one set for each side.
-type Words = BTreeMap<Step, [BTreeSet<String>; 2]>;
-
-/// What is compared of a connection, in the order of cause and effect.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Step {
-    First,
-    Affinity,
-    Answer,
-    Second,
-    Connection,
-}
-
-impl Step {
-    fn name(self) -> &'static str {
-        match self {
-            Step::First => "first packet",
-            Step::Affinity => "affinity",
-            Step::Answer => "answer",
-            Step::Second => "second packet",
-            Step::Connection => "connection",
-        }
-    }
-}
-
 impl Comparison<'_> {
+    /// The next connection of a flow.
+    fn shot<'s>(&mut self, flow: usize, spec: &'s FlowSpec) -> Shot<'s> {
+        self.next_shot += 1;
+        Shot::new(self.next_shot, flow, spec)
+    }
+
     /// Sends all flows, and those whose words differ again. Returns how many were sent again and then agreed.
     fn flows(&mut self, specs: &[FlowSpec]) -> Result<usize, Ended> {
         let mut open: Vec<usize> = (0..specs.len()).collect();
@@ -226,11 +187,11 @@ impl Comparison<'_> {
         let tables = [self.twins.kernel.connections()?, self.twins.forwarder.connections()?];
         for shot in shots {
             for side in Side::BOTH {
-                if self.is_left_out(shot, firsts.get(&(side, shot.first.tag.shot))) {
+                if self.wording.is_left_out(shot, firsts.get(&(side, shot.first.tag.shot))) {
                     continue;
                 }
                 let entry = tables[side as usize].get(&shot.first.tuple());
-                let text = self.entry_words(shot, entry);
+                let text = self.wording.entry_words(shot, entry);
                 words[shot.flow].entry(Step::Connection).or_default()[side as usize].insert(text);
             }
         }
@@ -270,7 +231,7 @@ impl Comparison<'_> {
         let udp = shots.iter().filter(|shot| is_udp(shot.first.tuple().protocol));
         let ports: HashSet<u16> = udp
             .flat_map(|shot| {
-                let client = self.site.is_local(shot.first.source).then_some(shot.first.source_port);
+                let client = self.wording.site.is_local(shot.first.source).then_some(shot.first.source_port);
                 client.into_iter().chain([shot.first.destination_port])
             })
             .collect();
@@ -292,12 +253,12 @@ impl Comparison<'_> {
                 if let [first] = sightings {
                     firsts.insert((side, tag.shot), first.clone());
                 }
-                if self.is_left_out(shot, sightings.first()) {
+                if self.wording.is_left_out(shot, sightings.first()) {
                     continue;
                 }
                 self.note(words, shot, side, Step::First, &shot.first, sightings, None);
                 let [first] = sightings else { continue };
-                let Some((answer, second)) = conversation(shot, first) else { continue };
+                let Some((answer, second)) = shot.conversation(first) else { continue };
                 answers.push((shot, Sending { side, place: first.place, datagram: answer }));
                 seconds.push((shot, Sending { side, place: shot.spec.place, datagram: second }));
             }
@@ -332,7 +293,7 @@ impl Comparison<'_> {
         first: Option<&Sighting>,
     ) {
         let mut texts: Vec<String> =
-            sightings.iter().map(|sighting| self.packet_words(shot, sent, sighting)).collect();
+            sightings.iter().map(|sighting| self.wording.packet_words(shot, sent, sighting)).collect();
         if let (Some(first), [now]) = (first, sightings)
             && first.seen.tuple != now.seen.tuple
         {
@@ -341,148 +302,6 @@ impl Comparison<'_> {
         texts.sort();
         let text = if texts.is_empty() { "nothing".to_owned() } else { texts.join(" and ") };
         words[shot.flow].entry(step).or_default()[side as usize].insert(text);
-    }
-
-    /// A packet that came out, in words.
-    fn packet_words(&self, shot: &Shot<'_>, sent: &Datagram, sighting: &Sighting) -> String {
-        let Sighting { place, seen } = sighting;
-        let port = self.place_name(*place);
-        let unsound = match seen.sound || (sent.checksum == Checksum::Wrong && seen.error.is_none()) {
-            true => "",
-            false => ", wrong checksum or link address",
-        };
-        if let Some(error) = &seen.error {
-            let quoted = self.tuple_words(shot, sent, &error.quoted, false);
-            let mtu = if error.word == 0 { String::new() } else { format!(" ({})", error.word) };
-            let Tuple { source, destination, .. } = seen.tuple;
-            return format!(
-                "ICMP error {}/{}{mtu} {source} > {destination} about {quoted} by {port}{unsound}",
-                error.kind, error.code
-            );
-        }
-        let changed = if seen.rest == Seen::rest_of(&sent.to_bytes()) { "" } else { ", changed" };
-        let erased = self.erases(shot, &seen.tuple, sent);
-        let tuple = self.tuple_words(shot, sent, &seen.tuple, erased);
-        if erased {
-            return format!("{tuple}{changed}{unsound}");
-        }
-        format!("{tuple} ttl {} by {port}{changed}{unsound}", seen.ttl)
-    }
-
-    /// Whether the backend of a translated packet is left out of the words: there are too many, or each side
-    /// keeps to its own.
-    fn erases(&self, shot: &Shot<'_>, tuple: &Tuple, sent: &Datagram) -> bool {
-        let translated =
-            (tuple.destination, tuple.destination_port) != (sent.destination, sent.destination_port);
-        let is_echo = matches!(tuple.protocol, Protocol::ICMP | Protocol::ICMPV6);
-        sent.tag.packet != ANSWER && translated && !is_echo && is_erased(shot.spec)
-    }
-
-    /// Whether a connection is left out, because each side may or may not meet its backend and no other
-    /// would do: the client itself, which is masqueraded (MQ-03), and the node, which is not (WK-09).
-    fn is_left_out(&self, shot: &Shot<'_>, first: Option<&Sighting>) -> bool {
-        let Some(Sighting { seen: Seen { tuple, error: None, .. }, .. }) = first else { return false };
-        let translated = (tuple.destination, tuple.destination_port)
-            != (shot.first.destination, shot.first.destination_port);
-        let special = tuple.destination == shot.first.source || self.site.is_local(tuple.destination);
-        is_erased(shot.spec) && translated && special
-    }
-
-    fn tuple_words(&self, shot: &Shot<'_>, sent: &Datagram, tuple: &Tuple, erased: bool) -> String {
-        let client = shot.first.source_port;
-        let address = |address: IpAddr| match shot.spec.clients {
-            Clients::Each if address == shot.first.source => "client".to_owned(),
-            _ => match address {
-                IpAddr::V4(address) => address.to_string(),
-                IpAddr::V6(address) => format!("[{address}]"),
-            },
-        };
-        // A source that is the node's own is masqueraded to itself: only the port says so.
-        let forward = sent.tag.packet != ANSWER;
-        let masqueraded = forward && (tuple.source != sent.source || tuple.source_port != client);
-        let port = |number: u16, is_free: bool| {
-            if is_free && !self.keeps_ports {
-                class_of(tuple.protocol, number).to_owned()
-            } else if number == client {
-                "client's".to_owned()
-            } else if sent.tag.packet == ANSWER && number == sent.destination_port {
-                "as sent".to_owned()
-            } else {
-                number.to_string()
-            }
-        };
-        let from = format!("{}:{}", address(tuple.source), port(tuple.source_port, masqueraded));
-        let to = match (erased, tuple.protocol) {
-            (true, _) => "a backend".to_owned(),
-            (_, Protocol::ICMP | Protocol::ICMPV6) => address(tuple.destination),
-            _ => format!("{}:{}", address(tuple.destination), port(tuple.destination_port, false)),
-        };
-        format!("{from} > {to}")
-    }
-
-    /// A connection table's entry, in words: the reply tuple, seen as the packet that it answers.
-    fn entry_words(&self, shot: &Shot<'_>, reply: Option<&Tuple>) -> String {
-        let Some(reply) = reply else { return "no entry".to_owned() };
-        let is_echo = matches!(reply.protocol, Protocol::ICMP | Protocol::ICMPV6);
-        let outgoing = Tuple {
-            protocol: reply.protocol,
-            source: reply.destination,
-            source_port: if is_echo { reply.source_port } else { reply.destination_port },
-            destination: reply.source,
-            destination_port: if is_echo { 0 } else { reply.source_port },
-        };
-        let erased = self.erases(shot, &outgoing, &shot.first);
-        format!("as {}", self.tuple_words(shot, &shot.first, &outgoing, erased))
-    }
-
-    fn place_name(&self, place: Place) -> &str {
-        match place {
-            Place::Port(number) => &self.site.ports[number],
-            Place::Host => "the host",
-        }
-    }
-
-    /// The next connection of a flow.
-    fn shot<'s>(&mut self, flow: usize, spec: &'s FlowSpec) -> Shot<'s> {
-        let shot = self.next_shot;
-        self.next_shot += 1;
-        let source = match spec.clients {
-            Clients::One => spec.source,
-            Clients::Each => plus(spec.source, shot),
-        };
-        let source_port = match spec.client_ports {
-            ClientPorts::Below512 => 64 + (shot % 440) as u16,
-            ClientPorts::Below1024 => 600 + (shot % 420) as u16,
-            ClientPorts::High => 33_000 + (shot % 31_000) as u16,
-        };
-        let (content, checksum) = match spec.first {
-            First::Tcp(flags) => {
-                let acknowledgement = if flags & ACK == 0 { 0 } else { 7000 };
-                (Content::Tcp { flags, sequence: 1000, acknowledgement }, Checksum::Right)
-            }
-            First::TcpWrong => {
-                (Content::Tcp { flags: SYN, sequence: 1000, acknowledgement: 0 }, Checksum::Wrong)
-            }
-            First::Udp => (Content::Udp, Checksum::Right),
-            First::UdpWrong => (Content::Udp, Checksum::Wrong),
-            First::UdpUnchecked => (Content::UdpUnchecked, Checksum::Right),
-            First::Sctp => (
-                Content::Sctp { chunk: INIT, verification: 0, initiate: 0x1000_0000 | shot },
-                Checksum::Right,
-            ),
-            First::Echo => (Content::Echo, Checksum::Right),
-        };
-        let first = Datagram {
-            source,
-            source_port,
-            destination: spec.destination,
-            destination_port: spec.port,
-            content,
-            checksum,
-            ttl: spec.ttl,
-            tag: Tag { shot, packet: FIRST },
-        };
-        Shot { spec, flow, first }
     }
 
     /// Tests the distribution of a service's backends, and of masqueraded ports, on both sides.
@@ -545,7 +364,7 @@ impl Comparison<'_> {
                 pollux: vec![text(1)],
             });
         }
-        if !self.keeps_ports {
+        if !self.wording.keeps_ports {
             self.masqueraded_ports(choosing, &ports, level);
         }
         Ok(())
@@ -580,113 +399,11 @@ impl Comparison<'_> {
 const PORT_KINDS: usize = 16;
 const PORTS_OF_A_KIND: usize = 64_512 / PORT_KINDS;
 
-/// Whether backends are left out of a flow's words.
-fn is_erased(spec: &FlowSpec) -> bool {
-    spec.backends > FEW || spec.sticky
-}
-
-/// Whether two sides' words differ. One that has none had nothing to say: all its connections were left out.
-fn differ(spec: &FlowSpec, [kernel, pollux]: &[BTreeSet<String>; 2]) -> bool {
-    kernel != pollux && !(is_erased(spec) && (kernel.is_empty() || pollux.is_empty()))
-}
-
-/// Why Pollux does what the kernel does not, where it is meant to.
-fn deliberate(spec: &FlowSpec, step: Step, [kernel, pollux]: &[BTreeSet<String>; 2]) -> Option<Deliberate> {
-    let from_loopback = spec.place == Place::Host && spec.source.is_loopback();
-    let less = |word: &String| word == "nothing" || kernel.contains(word);
-    match (step, spec.destination) {
-        (Step::First, _) if from_loopback && pollux.iter().all(less) => {
-            let source = if spec.source.is_ipv4() { "127.0.0.1:" } else { "[::1]:" };
-            let leaves = |word: &String| word.starts_with(source) && !word.contains("by the host");
-            kernel.iter().any(leaves).then_some(Deliberate::LoopbackLeaves)
-        }
-        (Step::First, IpAddr::V6(Ipv6Addr::UNSPECIFIED)) if spec.place != Place::Host => {
-            pollux.iter().all(|word| word == "nothing").then_some(Deliberate::UnspecifiedV6)
-        }
-        (Step::Answer, IpAddr::V6(_)) if from_loopback => {
-            pollux.iter().all(|word| word.contains("by the host")).then_some(Deliberate::LoopbackV6Answered)
-        }
-        (Step::Connection, _) if spec.place == Place::Host => {
-            let none = pollux.iter().all(|word| word == "no entry");
-            let untranslated = kernel.iter().all(|word| word.contains(&spec.destination.to_string()));
-            (none && untranslated).then_some(Deliberate::RefusedLoop)
-        }
-        _ => None,
-    }
-}
-
 /// How often a flow is sent at first.
 fn repeats(spec: &FlowSpec) -> usize {
     match spec.backends {
         1 => 2,
         few if few <= FEW && !spec.sticky => 4 * few,
         _ => 8,
-    }
-}
-
-/// The class of ports that a masqueraded one is taken from (NAT-05).
-fn class_of(protocol: Protocol, port: u16) -> &'static str {
-    match (protocol, port) {
-        (Protocol::ICMP | Protocol::ICMPV6, _) => "(any)",
-        (_, 0) => "(0)",
-        (_, 1..512) => "(1-511)",
-        (_, 512..600) => "(512-599)",
-        (_, 600..1024) => "(600-1023)",
-        _ => "(1024-65535)",
-    }
-}
-
-/// The answer to a first packet by who got it, and the client's next packet; nothing where there is no
-/// conversation.
-fn conversation(shot: &Shot<'_>, first: &Sighting) -> Option<(Datagram, Datagram)> {
-    let nobody = shot.first.source.is_unspecified();
-    if first.seen.error.is_some() || shot.first.checksum == Checksum::Wrong || nobody {
-        return None;
-    }
-    let number = shot.first.tag.shot;
-    let (answer, second) = match shot.first.content {
-        Content::Tcp { flags: SYN, .. } => (
-            Content::Tcp { flags: SYN | ACK, sequence: 7000, acknowledgement: 1001 },
-            Content::Tcp { flags: ACK | PSH, sequence: 1001, acknowledgement: 7001 },
-        ),
-        Content::Tcp { flags, .. } if flags & (SYN | ACK) == ACK && flags & PSH != 0 => (
-            Content::Tcp { flags: ACK, sequence: 7000, acknowledgement: 1012 },
-            Content::Tcp { flags: ACK | PSH, sequence: 1012, acknowledgement: 7012 },
-        ),
-        Content::Tcp { .. } => return None,
-        content @ (Content::Udp | Content::UdpUnchecked) => (content, content),
-        Content::Sctp { .. } => (
-            Content::Sctp {
-                chunk: INIT_ACK,
-                verification: 0x1000_0000 | number,
-                initiate: 0x2000_0000 | number,
-            },
-            Content::Sctp { chunk: COOKIE_ECHO, verification: 0x2000_0000 | number, initiate: 0 },
-        ),
-        Content::Echo => (Content::EchoReply, Content::Echo),
-        Content::EchoReply => return None,
-    };
-    let Tuple { source, source_port, destination, destination_port, .. } = first.seen.tuple;
-    let is_echo = matches!(answer, Content::EchoReply);
-    let answer = Datagram {
-        source: destination,
-        source_port: if is_echo { source_port } else { destination_port },
-        destination: source,
-        destination_port: if is_echo { shot.first.destination_port } else { source_port },
-        content: answer,
-        checksum: Checksum::Right,
-        ttl: 64,
-        tag: Tag { shot: number, packet: ANSWER },
-    };
-    let second = Datagram { content: second, tag: Tag { shot: number, packet: SECOND }, ..shot.first };
-    Some((answer, second))
-}
-
-/// The address `by` places after `address`, within 4096 of it.
-fn plus(address: IpAddr, by: u32) -> IpAddr {
-    let by = by % 4096;
-    match address {
-        IpAddr::V4(address) => IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() + by)),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() + u128::from(by))),
     }
 }

@@ -6,7 +6,7 @@
 //! scenario.rs  what is compared ─┬→ site.rs     the node, twice     ┐
 //!                                └→ flows.rs    what is sent        ┼→ compare.rs ─→ report.rs
 //! kernel.rs, forwarder.rs        the two nodes ─→ exchange.rs       ┘   choice.rs: what is free
-//! wire.rs, packet.rs             frames and packets
+//! wire.rs, packet.rs, shot.rs    frames, packets, connections;  words.rs: what became of them
 //! ```
 //!
 //! Compared are, for each flow and packet by packet: where it leaves, addresses, ports, TTL, checksums and
@@ -24,8 +24,10 @@ mod nfacct;
 mod packet;
 mod report;
 mod scenario;
+mod shot;
 mod site;
 mod wire;
+mod words;
 
 pub use choice::{CONNECTIONS, FALSE_ALARM, p_value};
 pub use compare::{Ended, compare};
