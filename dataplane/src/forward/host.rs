@@ -3,7 +3,6 @@
 //! `ndp.rs`'s).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
 use super::established::Way;
 use super::new::Refusal;
@@ -218,7 +217,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         // As the kernel: path MTU discovery is never slowed down, and not the node's talk with itself.
         let unlimited =
             matches!(kind, ErrorKind::PacketTooBig { .. }) || self.locality(to) == Locality::Local;
-        if !unlimited && !self.core.limiter.allow(to, self.pace(to), self.now) {
+        if !unlimited && !self.core.limiter.allow(to, limit::pace::<A>(), self.now) {
             return;
         }
         let Some(mut error) = icmp_error(kind, packet, headers, source, self.core.pool) else { return };
@@ -244,16 +243,6 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             },
             Err(refusal) => self.drop(error, refusal.reason),
         }
-    }
-
-    /// The time between two errors to one destination. Of IPv6 the kernel allows more the wider the prefix is
-    /// by which the destination is found: there may be many hosts behind it.
-    fn pace(&self, to: A::Addr) -> Duration {
-        if A::VERSION == 4 {
-            return limit::PACE;
-        }
-        let prefix_len = self.tables.routing.fib.lookup(to).map_or(0, |route| route.prefix.len());
-        limit::PACE / (1 << ((A::BITS - prefix_len) >> 5))
     }
 
     /// The destination that a connection's client knows, when its packets are translated to another: an
