@@ -127,21 +127,27 @@ pub(super) fn changes<A: Family>(rules: &Ruleset<A>) -> Vec<Change<A>> {
 
 /// At most `each` changes of every kind, drawn by `seed`, in the order of the rules.
 pub(super) fn draw<A: Family>(changes: Vec<Change<A>>, each: usize, seed: u64) -> Vec<Change<A>> {
+    draw_by(changes, |change| change.operator, each, seed)
+}
+
+/// At most `each` of every kind, drawn by `seed`, in their order.
+pub(super) fn draw_by<T>(
+    changes: Vec<T>,
+    kind: impl Fn(&T) -> &'static str,
+    each: usize,
+    seed: u64,
+) -> Vec<T> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut by_operator: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    let mut by_kind: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (at, change) in changes.iter().enumerate() {
-        by_operator.entry(change.operator).or_default().push(at);
+        by_kind.entry(kind(change)).or_default().push(at);
     }
-    let mut drawn: Vec<usize> = by_operator
-        .into_values()
-        .flat_map(|mut places| {
-            places.shuffle(&mut random);
-            places.truncate(each);
-            places
-        })
-        .collect();
-    drawn.sort_unstable();
-    drawn.into_iter().map(|at| changes[at].clone()).collect()
+    let mut drawn = vec![false; changes.len()];
+    for places in by_kind.values_mut() {
+        places.shuffle(&mut random);
+        places.iter().take(each).for_each(|at| drawn[*at] = true);
+    }
+    changes.into_iter().zip(drawn).filter_map(|(change, drawn)| drawn.then_some(change)).collect()
 }
 
 fn same<A: Family>(left: &Rule<A>, right: &Rule<A>) -> bool {
