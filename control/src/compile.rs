@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pollux_dataplane::packet::{Family, V4, V6};
+use pollux_dataplane::packet::{Address, Family, V4, V6};
 use pollux_dataplane::tables::{FamilyTables, LoopbackGuard, Masquerade, Tables};
 
 use crate::cluster::Cluster;
@@ -72,10 +72,7 @@ impl Compiler {
             ports: view.ports.clone(),
             v4: Some(family_tables(v4.services, &view.v4, v4.localhost_node_ports)),
             // A node without an IPv6 address forwards none: such frames are left to the host.
-            v6: view
-                .v6
-                .has_addresses()
-                .then(|| family_tables(v6.services, &view.v6, v6.localhost_node_ports)),
+            v6: view.has_v6().then(|| family_tables(v6.services, &view.v6, v6.localhost_node_ports)),
             masquerade: Masquerade { mark: v4.mark, ports: view.masquerade_ports },
         };
         Compiled {
@@ -105,11 +102,10 @@ pub fn compile(cluster: &Cluster, config: &Config, node_name: &str, view: &NodeV
     Compiler::default().update(cluster, config, node_name, view, &Changes::all(cluster))
 }
 
-impl<A: Family> FamilyView<A> {
-    /// Whether an interface has an address of the family other than loopback.
-    fn has_addresses(&self) -> bool {
-        use pollux_dataplane::packet::Address;
-        self.routing.interfaces.local_addresses().iter().any(|address| !address.is_loopback())
+impl NodeView {
+    /// Whether an interface has an IPv6 address other than loopback.
+    pub fn has_v6(&self) -> bool {
+        self.v6.routing.interfaces.local_addresses().iter().any(|address| !address.is_loopback())
     }
 }
 

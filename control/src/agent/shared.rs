@@ -63,6 +63,9 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     pub(super) kernel: Kernel,
     state: RwLock<Arc<State>>,
+    /// Whether IPv6 was forwarded from the start: what the guard keeps from the kernel, and the host port's
+    /// side, were made for that.
+    forwards_v6: bool,
     /// Held while something is changed, so that changes come one after the other: the host's routes to
     /// service addresses.
     changing: Mutex<HostRoutes>,
@@ -87,6 +90,7 @@ impl Shared {
         super::report(&compiled.reports);
         log_in_force(&inputs, began.elapsed());
         host.lead(&compiled.tables).map_err(crate::cli::Failure::environment)?;
+        let forwards_v6 = compiled.tables.v6.is_some();
         let state = State { inputs, view, compiled, number: 1, since: Timestamp::now() };
         Ok(Arc::new(Shared {
             worker,
@@ -94,6 +98,7 @@ impl Shared {
             started: began,
             kernel,
             state: RwLock::new(Arc::new(state)),
+            forwards_v6,
             changing: Mutex::new(host),
         }))
     }
@@ -194,8 +199,15 @@ impl Shared {
         host: &mut HostRoutes,
     ) -> Result<(), Problems> {
         let began = Instant::now();
-        let compiled = compile(&inputs.cluster, &inputs.config, &inputs.node, &view);
+        let mut compiled = compile(&inputs.cluster, &inputs.config, &inputs.node, &view);
         super::report(&compiled.reports);
+        // The kernel would forward it as well.
+        if let Some(tables) = Arc::get_mut(&mut compiled.tables).filter(|_| !self.forwards_v6)
+            && tables.v6.take().is_some()
+            && !old.view.has_v6()
+        {
+            warn!("the node has got an IPv6 address: IPv6 is forwarded from the next start on");
+        }
         if self.worker.send(Command::Tables(Arc::clone(&compiled.tables))).is_err() {
             return Err(Problems(vec![problem("", "the worker has stopped".to_owned())]));
         }

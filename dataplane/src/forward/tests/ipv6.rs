@@ -89,7 +89,15 @@ fn services6() -> Services<V6> {
         port,
         protocol,
     };
-    let of = |key, kind, path, filter| Frontend { key, kind, service_port: 0, sources: None, path, filter };
+    let of = |key, kind, path, filter| Frontend {
+        key,
+        kind,
+        service_port: 0,
+        sources: None,
+        path,
+        filter,
+        affinity: None,
+    };
     for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
         let kind = FrontendKind::ClusterIp;
         builder.frontend(of(at("fd96::10", 80, protocol), kind, Path::Internal(web), None));
@@ -103,7 +111,7 @@ fn services6() -> Services<V6> {
 
 /// The node, knowing nobody.
 fn node() -> Node {
-    let settings = Settings { connections: 4096, timeouts: Timeouts::default(), seed: 7 };
+    let settings = Settings { connections: 4096, timeouts: Timeouts::default(), seed: 7, clients: 16 };
     let mut forwarder = Forwarder::new(&settings, pool()).unwrap();
     forwarder.set_tables(Arc::new(tables6()));
     let now = Instant::from_secs(100);
@@ -567,6 +575,7 @@ fn no_01_a_refused_node_port_answers_from_the_address_that_was_asked() {
         sources: None,
         path: Path::FallThrough,
         filter: Some(FilterRule::Reject),
+        affinity: None,
     });
     tables.v6.as_mut().unwrap().services = builder.build();
     node.forwarder.set_tables(Arc::new(tables));
