@@ -80,10 +80,11 @@ pub fn against_tables<A: Family>(
     input: &Input<'_>,
     node: Option<&NodeConfig>,
 ) -> Report {
-    against_translation(rules, sets, &translate::<A>(input), input, node)
+    proof(rules, sets, &translate::<A>(input), input, node).run(Some(input))
 }
 
-/// Compares tables with rules: those that `input` compiles to, or others for its node and configuration.
+/// Compares tables with rules: those that `input` compiles to, or others for its node and configuration. No
+/// packet goes through the forwarder, which compiles its own.
 pub fn against_translation<A: Family>(
     rules: &Ruleset<A>,
     sets: &Sets<A>,
@@ -91,6 +92,16 @@ pub fn against_translation<A: Family>(
     input: &Input<'_>,
     node: Option<&NodeConfig>,
 ) -> Report {
+    proof(rules, sets, translation, input, node).run(None)
+}
+
+fn proof<'a, A: Family>(
+    rules: &'a Ruleset<A>,
+    sets: &'a Sets<A>,
+    translation: &'a Translation<A>,
+    input: &Input<'_>,
+    node: Option<&NodeConfig>,
+) -> Proof<'a, A> {
     let pods = match &input.proxy.detect_local {
         DetectLocal::ClusterCidr | DetectLocal::NodeCidr => PodInterface::None,
         DetectLocal::BridgeInterface(name) => PodInterface::Named(name.clone()),
@@ -99,7 +110,7 @@ pub fn against_translation<A: Family>(
     let masquerade = node.map_or_else(Vec::new, masquerade_rules);
     let tables = Tables::new(translation, masquerade);
     let local = input.local_addresses::<A>();
-    Proof::new(Rules::new(rules, sets), Right::Tables(tables), &local, pods).run(Some(input))
+    Proof::new(Rules::new(rules, sets), Right::Tables(tables), &local, pods)
 }
 
 /// Compares two rule sets.

@@ -56,8 +56,24 @@ pub(super) struct Probe<A: Family> {
 }
 
 impl<A: Family> Probe<A> {
-    /// A packet that the proof names.
-    pub(super) fn of_sample(sample: &Sample) -> Probe<A> {
+    /// A packet that the proof names, as one of the two sides has it.
+    pub(super) fn of_sample(sample: &Sample, side: Compared) -> Probe<A> {
+        // Where the rules have no list for an endpoint of the tables, these have one of their own.
+        let own = |list: &str| list.strip_suffix(" (of the tables)").map(str::to_string);
+        let noted = sample.noted.iter();
+        let seen = match side {
+            Compared::Rules => noted
+                .filter(|(list, _)| own(list).is_none())
+                .map(|(list, age)| (list.clone(), *age as u32))
+                .collect(),
+            Compared::Tables => {
+                let owned: Vec<String> = noted.clone().filter_map(|(list, _)| own(list)).collect();
+                noted
+                    .filter(|(list, _)| !owned.contains(list))
+                    .map(|(list, age)| (own(list).unwrap_or_else(|| list.clone()), *age as u32))
+                    .collect()
+            }
+        };
         let address = |ip| A::Addr::from_ip(ip).expect("the sample is of the family");
         let decided = NatState::Decided {
             dnat: sample.dnat,
@@ -86,7 +102,7 @@ impl<A: Family> Probe<A> {
             mark: sample.mark,
             state,
             nat,
-            seen: sample.noted.iter().map(|(list, age)| (list.clone(), *age as u32)).collect(),
+            seen,
         }
     }
 
@@ -104,6 +120,13 @@ impl<A: Family> Probe<A> {
             && !self.state.intersects(States::UNTRACKED)
             && (self.nat != NatState::First || self.state == States::NEW)
     }
+}
+
+/// Both sides of a proof.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compared {
+    Rules,
+    Tables,
 }
 
 /// All bits that the rules set in a mark.

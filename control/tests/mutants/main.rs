@@ -25,7 +25,7 @@ use pollux_control::verify::prove::Report;
 use pollux_control::verify::subject::{Answer, against_tables, against_translation};
 use pollux_dataplane::packet::Family;
 
-use fuzz::{Pool, Probe, Witness, agree, agree_roughly, outcomes, own_mark};
+use fuzz::{Compared, Pool, Probe, Witness, agree, agree_roughly, outcomes, own_mark};
 use scenarios::Scenario;
 
 /// Changes of each kind that are drawn from a scenario.
@@ -34,6 +34,16 @@ const EACH: usize = 1;
 const PACKETS: usize = 3000;
 /// Packets that are made for one change, when none of those shows it.
 const TRIES: usize = 1500;
+
+/// Changes that do nothing: names that no packet sees, which of the free source ports is taken, an entry that is
+/// noted twice instead of once, and what is only asked of endpoints that are not ready.
+const HARMLESS: [&str; 5] = [
+    "comment changed",
+    "counter renamed",
+    "masquerade: not random",
+    "affinity: refreshed",
+    "endpoint: serving",
+];
 
 /// What was found about one kind of change.
 #[derive(Default)]
@@ -60,7 +70,7 @@ impl Tally {
         what: &str,
         report: &Report,
         witness: Witness<A>,
-        differs: impl Fn(&Probe<A>) -> bool,
+        differs: impl Fn(&Probe<A>, &Probe<A>) -> bool,
     ) {
         let count = self.kinds.entry(operator).or_default();
         match (report.answer(), witness) {
@@ -73,8 +83,9 @@ impl Tally {
             (Answer::Different, _) => count.noticed += 1,
         }
         for counterexample in &report.counterexamples {
-            let probe = Probe::of_sample(&counterexample.packet);
-            if !differs(&probe) {
+            let probe = Probe::of_sample(&counterexample.packet, Compared::Rules);
+            let for_tables = Probe::of_sample(&counterexample.packet, Compared::Tables);
+            if !differs(&probe, &for_tables) {
                 self.wrong.push(format!("{what}\n  is said to be different, but not for {probe:?}"));
             }
         }
@@ -104,9 +115,11 @@ impl Tally {
 fn change_rules<A: Family>(scenario: &Scenario<A>, pool: &Pool<A>, seed: u64, tally: &mut Tally) {
     let Scenario { name, rules, .. } = scenario;
     let original = Evaluator::new(rules);
+    let input = scenario.input();
+    let tables = translate::<A>(&input);
     for change in mutate::draw(mutate::changes(rules), EACH, seed) {
         let mutant = change.apply(rules);
-        let report = against_tables(&mutant, &Sets::default(), &scenario.input(), None);
+        let report = against_translation(&mutant, &Sets::default(), &tables, &input, None);
         let witness = pool.witness(rules, &mutant, Some(change.place(rules)), TRIES, seed);
         let changed = Evaluator::new(&mutant);
         tally.judge(
@@ -114,9 +127,9 @@ fn change_rules<A: Family>(scenario: &Scenario<A>, pool: &Pool<A>, seed: u64, ta
             &format!("{name}: {}", change.describe(rules)),
             &report,
             witness,
-            |probe| {
+            |probe, for_tables| {
                 let site = &pool.site;
-                !agree(&outcomes(&original, site, probe).0, &outcomes(&changed, site, probe).0)
+                !agree(&outcomes(&changed, site, probe).0, &outcomes(&original, site, for_tables).0)
             },
         );
     }
@@ -128,7 +141,8 @@ fn change_objects<A: Family>(scenario: &Scenario<A>, pool: &Pool<A>, seed: u64, 
     let changes = objects::changes(cluster, proxy);
     for change in mutate::draw_by(changes, |change| change.operator, EACH, seed) {
         let input = Input { cluster: &change.cluster, proxy: &change.proxy, ..scenario.input() };
-        let report = against_tables(rules, &Sets::default(), &input, None);
+        let tables = translate::<A>(&input);
+        let report = against_translation(rules, &Sets::default(), &tables, &input, None);
         let other: Ruleset<A> = generate(&input);
         let witness = pool.witness(rules, &other, None, TRIES, seed);
         let changed = Evaluator::new(&other);
@@ -137,9 +151,9 @@ fn change_objects<A: Family>(scenario: &Scenario<A>, pool: &Pool<A>, seed: u64, 
             &format!("{name}: {} {}", change.operator, change.what),
             &report,
             witness,
-            |probe| {
+            |probe, for_tables| {
                 let site = &pool.site;
-                !agree(&outcomes(&original, site, probe).0, &outcomes(&changed, site, probe).0)
+                !agree(&outcomes(&original, site, probe).0, &outcomes(&changed, site, for_tables).0)
             },
         );
     }
@@ -155,8 +169,10 @@ fn change_tables<A: Family>(scenario: &Scenario<A>, pool: &Pool<A>, seed: u64, t
     for change in mutate::draw_by(tables::changes(&original), |change| change.operator, EACH, seed) {
         let report = against_translation(rules, &Sets::default(), &change.tables, &input, None);
         let own_mark = own_mark(rules) | change.tables.mark;
-        let differs = |probe: &Probe<A>| !agree(&walk(&original, probe), &walk(&change.tables, probe));
-        let witness = match pool.probes(own_mark).find(|probe| differs(probe)) {
+        let differs = |probe: &Probe<A>, for_tables: &Probe<A>| {
+            !agree(&walk(&original, probe), &walk(&change.tables, for_tables))
+        };
+        let witness = match pool.probes(own_mark).find(|probe| differs(probe, probe)) {
             Some(probe) => Witness::Inside(probe.clone()),
             None => Witness::None,
         };
@@ -181,17 +197,13 @@ fn compare_packets<A: Family>(scenario: &Scenario<A>, pool: &Pool<A>) {
 }
 
 fn examine<A: Family>(scenario: &Scenario<A>, seed: u64, tally: &mut Tally) {
-    let start = std::time::Instant::now();
     let pool = Pool::new(&scenario.rules, scenario.site(), PACKETS, seed);
     compare_packets(scenario, &pool);
     let report = against_tables(&scenario.rules, &Sets::default(), &scenario.input(), None);
     assert_eq!(report.answer(), Answer::Equal, "{}: {report:#?}", scenario.name);
     change_rules(scenario, &pool, seed, tally);
-    let rules = start.elapsed();
     change_objects(scenario, &pool, seed, tally);
-    let objects = start.elapsed();
     change_tables(scenario, &pool, seed, tally);
-    println!("{}: {rules:?} {objects:?} {:?}", scenario.name, start.elapsed());
 }
 
 #[test]
@@ -205,5 +217,9 @@ fn the_proof_notices_every_single_change_that_a_packet_can() {
     }
     println!("{}", tally.table());
     assert!(tally.wrong.is_empty(), "{} wrong answers:\n{}", tally.wrong.len(), tally.wrong.join("\n"));
-    assert!(tally.total() >= 300, "{}", tally.total());
+    for (operator, count) in &tally.kinds {
+        let noticed = count.noticed + count.undecided > 0;
+        assert_eq!(noticed, !HARMLESS.contains(operator), "{operator}");
+    }
+    assert!(tally.total() >= 800, "{}", tally.total());
 }
