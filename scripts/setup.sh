@@ -16,7 +16,7 @@ compiler=("cc gcc libc6-dev")
 namespaces=("ip iproute2")
 case $target in
 demo) needs=("${compiler[@]}" "${namespaces[@]}") ;;
-test) needs=("${compiler[@]}" "${namespaces[@]}" "iptables-restore iptables" "valgrind valgrind") ;;
+test) needs=("${compiler[@]}" "${namespaces[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind") ;;
 bench) needs=("${compiler[@]}" "valgrind valgrind") ;;
 lint) needs=("${compiler[@]}") ;;
 *)

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pollux_dataplane::packet::{Address, Family, V4, V6};
+use pollux_dataplane::packet::{Family, V4, V6};
 use pollux_dataplane::tables::{FamilyTables, LoopbackGuard, Masquerade, Tables};
 
 use crate::cluster::Cluster;
@@ -22,6 +22,8 @@ pub struct Compiled {
     pub ports_v4: ServicePorts<V4>,
     /// Those of IPv6.
     pub ports_v6: ServicePorts<V6>,
+    /// Counts the updates that changed which frontends there are: as long as it stays, so do they.
+    pub frontends: u64,
     /// The health checks that this node answers (UP-05).
     pub health_checks: Arc<[HealthCheck]>,
     /// Conflicts that were decided, and the like: worth saying, no error.
@@ -79,6 +81,7 @@ impl Compiler {
             tables: Arc::new(tables),
             ports_v4: v4.ports,
             ports_v6: v6.ports,
+            frontends: v4.frontends + v6.frontends,
             health_checks: self.health_checks.of([v4.health_checks, v6.health_checks]),
             reports,
         }

@@ -124,6 +124,25 @@ impl Agent {
     /// Exit code 2 for bad input, 4 for what the machine lacks; nothing on the machine was changed then, or
     /// it was undone.
     pub fn start(options: AgentOptions) -> Result<Running, Failure> {
+        Agent::start_with(options, Agent::pool)
+    }
+
+    /// A pool as an agent has it. It lasts as long as the process.
+    ///
+    /// # Errors
+    /// When the kernel refuses the memory.
+    pub fn pool() -> std::io::Result<&'static Pool> {
+        Pool::new(BUFFERS)
+    }
+
+    /// As [`start`](Agent::start), with the buffers of `pool`: for a process that starts one agent after another.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(
+        options: AgentOptions,
+        pool: impl FnOnce() -> std::io::Result<&'static Pool>,
+    ) -> Result<Running, Failure> {
         let AgentOptions { inputs, follow, admin, host } = options;
         let config = inputs.node_config().cloned().unwrap_or_default();
         if config.workers.is_some_and(|workers| workers > 1) {
@@ -138,7 +157,7 @@ impl Agent {
         let listener = admin.map(admin::Listener::bind).transpose()?;
 
         // Changes; whatever fails from here on undoes them as it is dropped.
-        let pool = Pool::new(BUFFERS)?;
+        let pool = pool()?;
         let opened = ports::open(&config, pool)?;
         let host = ports::HostRoutes::set_up(&config, &before, &host, &netns)?;
         let kernel = if follows_kernel(&config) {
@@ -295,7 +314,7 @@ fn settings(config: &Config) -> Settings {
 }
 
 /// Says what is worth saying about the input.
-pub fn report(warnings: &[Problem]) {
+pub fn report<'a>(warnings: impl IntoIterator<Item = &'a Problem>) {
     for warning in warnings {
         warn!("{warning}");
     }

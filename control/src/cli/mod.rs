@@ -5,6 +5,7 @@ mod check;
 mod compile;
 mod demo;
 mod get;
+pub mod lab;
 mod manual;
 mod replay;
 mod run;
@@ -201,11 +202,16 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Manual(command) => manual::run(&command),
     };
+    end("pollux", result)
+}
+
+/// The exit code of a command; what it failed with is said in the name of `program`.
+fn end(program: &str, result: Result<Exit, Failure>) -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
             for line in failure.message.lines() {
-                eprintln!("pollux: {line}");
+                eprintln!("{program}: {line}");
             }
             ExitCode::from(failure.exit as u8)
         }

@@ -18,6 +18,7 @@ pub mod seed;
 mod sys;
 pub mod traffic;
 pub mod twin;
+pub mod twins;
 
 use std::io;
 

@@ -12,6 +12,8 @@ pub(super) enum Use {
     Capture,
     /// Frames are only sent.
     Inject,
+    /// Frames are sent, and those of the other end received.
+    Exchange,
 }
 
 /// A raw packet socket on `interface` of the calling thread's network namespace, non-blocking.
@@ -31,9 +33,25 @@ pub(super) fn packet_socket(interface: &str, purpose: Use) -> io::Result<OwnedFd
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_ifindex = index.cast_signed();
     address.sll_protocol = match purpose {
-        Use::Capture => (libc::ETH_P_ALL as u16).to_be(),
+        Use::Capture | Use::Exchange => (libc::ETH_P_ALL as u16).to_be(),
         Use::Inject => 0,
     };
+    if purpose == Use::Exchange {
+        let on: libc::c_int = 1;
+        // SAFETY: the option takes an integer, which lives across the call.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_IGNORE_OUTGOING,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if set < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
     // SAFETY: `address` is a sockaddr_ll that lives across the call, and its true length is given.
     let bound = unsafe {
         libc::bind(

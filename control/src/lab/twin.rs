@@ -69,17 +69,47 @@ fn endpoint_chain(pod: seed::Pod) -> &'static str {
         .unwrap_or_else(|| panic!("{} is no backend of the seed's Service", pod.name))
 }
 
-/// Replaces the rules of a node by `rules`.
-///
-/// Both implementations of iptables serve: the first that is installed and that the kernel takes rules from.
+/// Replaces the IPv4 rules of a node by `rules`.
 ///
 /// # Errors
-/// When neither does: what one of them said, or that none is installed.
+/// As [`restore`].
 pub fn load(netns: &Netns, rules: &str) -> Result<(), Error> {
+    restore(netns, Protocol::IPv4, Mode::Replace, rules).map(|_| ())
+}
+
+/// The family of rules.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    /// `iptables`.
+    IPv4,
+    /// `ip6tables`.
+    IPv6,
+}
+
+/// What becomes of the rules that are there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// The tables that `rules` names are emptied first.
+    Replace,
+    /// They stay.
+    Add,
+}
+
+/// Gives `rules` to a node, and says which implementation of iptables took them: the first that is installed
+/// and that the kernel takes rules from. (An ordinary user's nft-backed one refuses a large file: the netlink
+/// message is longer than such a user's socket may send.)
+///
+/// # Errors
+/// When none does: what one of them said, or that none is installed.
+pub fn restore(netns: &Netns, protocol: Protocol, mode: Mode, rules: &str) -> Result<&'static str, Error> {
+    let programs = match protocol {
+        Protocol::IPv4 => ["iptables-nft-restore", "iptables-legacy-restore", "iptables-restore"],
+        Protocol::IPv6 => ["ip6tables-nft-restore", "ip6tables-legacy-restore", "ip6tables-restore"],
+    };
     let mut failure = None;
-    for program in ["iptables-nft-restore", "iptables-legacy-restore", "iptables-restore"] {
-        match restore(netns, program, rules) {
-            Ok(()) => return Ok(()),
+    for program in programs {
+        match restore_with(netns, program, mode, rules) {
+            Ok(()) => return Ok(program),
             // What a program says is worth more than that another is not installed.
             Err(error) if failure.is_none() || matches!(error, Error::Command { .. }) => {
                 failure = Some(error);
@@ -91,10 +121,13 @@ pub fn load(netns: &Netns, rules: &str) -> Result<(), Error> {
 }
 
 /// Gives the rules to one program.
-fn restore(netns: &Netns, program: &str, rules: &str) -> Result<(), Error> {
+fn restore_with(netns: &Netns, program: &str, mode: Mode, rules: &str) -> Result<(), Error> {
     let mut command = Command::new(find_program(program)?);
     // The legacy one takes a lock, which another network of this process may hold.
     command.args(["--wait", "5"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if mode == Mode::Add {
+        command.arg("--noflush");
+    }
     let mut child = netns.spawn(&mut command)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A broken pipe means that it has given up; its own message says why.

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::established::Way;
-use super::new::{Refusal, martian};
+use super::new::Refusal;
 use super::observe::{Event, Observer};
 use super::{Core, Forwarder, Output, Pass, limit};
 use crate::flow::Direction;
@@ -17,7 +17,7 @@ use crate::packet::icmp::{self, ErrorKind, icmp_error, is_answerable};
 use crate::packet::ndp::{self, Ndp};
 use crate::packet::parse::{Headers, IcmpClass, Parsed, parse};
 use crate::packet::transport::verify_transport_checksum;
-use crate::packet::{Address, Family, LinkAddr, Packet, PortId, V4, V6};
+use crate::packet::{Address, Family, LinkAddr, Packet, PortId, Protocol, V4, V6};
 use crate::pool::Pool;
 use crate::route::discovery::source_on_link;
 use crate::route::resolution::{self, Addressed, Message, MessageKind, Responder};
@@ -152,16 +152,20 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 
     /// Packets that make no connection: ICMP that is no query is routed as it is; a fragment's ports are
-    /// not known, so it cannot be translated and is not let through untranslated.
+    /// not known, so it cannot be translated and is not let through untranslated; a TCP segment with impossible
+    /// flags is invalid.
     #[cold]
     pub(super) fn untracked(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
         if origin != Origin::Host
-            && let Err(refusal) = martian(headers)
+            && let Err(refusal) = self.martian(headers)
         {
             return self.refuse(packet, headers, refusal);
         }
         if headers.is_fragment() {
             return self.drop(packet, Reason::Fragment);
+        }
+        if headers.protocol == Protocol::TCP {
+            return self.invalid(packet, headers, origin, Reason::TcpFlags); // CT-08
         }
         // CT-08: the tracker knows of no such message. (Of IPv6's it leaves some alone.)
         if headers.icmp == IcmpClass::Other && !icmp::is_left_alone::<A>(headers) {

@@ -19,15 +19,33 @@ pub(super) struct Limiter {
     empty_since: Box<[Instant]>,
     /// Unknown outside, so that nobody can choose whose errors share a bucket.
     seed: [u64; 2],
+    rate: ErrorRate,
+}
+
+/// Whether ICMP errors are limited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ErrorRate {
+    /// A burst of six to each destination, then one a second.
+    #[default]
+    Limited,
+    /// As many as there is cause for: the kernel's `icmp_ratemask` 0. For comparisons.
+    Unlimited,
 }
 
 impl Limiter {
     pub(super) fn new(seed: [u64; 2]) -> Limiter {
-        Limiter { empty_since: vec![Instant::ZERO; BUCKETS].into(), seed }
+        Limiter { empty_since: vec![Instant::ZERO; BUCKETS].into(), seed, rate: ErrorRate::default() }
+    }
+
+    pub(super) fn set_rate(&mut self, rate: ErrorRate) {
+        self.rate = rate;
     }
 
     /// Takes a token of `destination`'s bucket, which gains one every `pace`, if it has one.
     pub(super) fn allow(&mut self, destination: impl Hash, pace: Duration, now: Instant) -> bool {
+        if self.rate == ErrorRate::Unlimited {
+            return true;
+        }
         let per_token = pace.as_nanos() as u64;
         let mut hasher = DefaultHasher::new();
         (self.seed, destination).hash(&mut hasher);

@@ -44,6 +44,7 @@ use crate::time::Instant;
 use express::Express;
 pub use host::HOST_SIDE;
 use host::{Wire, pass_on};
+pub use limit::ErrorRate;
 use limit::Limiter;
 pub use observe::{Event, Nobody, Observer};
 
@@ -180,9 +181,15 @@ impl Forwarder {
     }
 
     /// Lets new connections choose the backend at this place of the set instead of a random one, where the
-    /// set is long enough: so that a trace or a test can follow one choice. Nothing: random again (EP-06).
+    /// set is long enough: so that a trace or a test can follow one choice. Nothing: random again (EP-06). The
+    /// choice is not asked for where affinity makes it (AF-02).
     pub fn fix_choice(&mut self, place: Option<u32>) {
         self.core.fixed_choice = place;
+    }
+
+    /// Limits ICMP errors, or does not.
+    pub fn set_error_rate(&mut self, rate: ErrorRate) {
+        self.core.limiter.set_rate(rate);
     }
 
     /// The connections of IPv4.

@@ -74,8 +74,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         key: &FlowKey<A>,
         origin: Origin,
     ) -> Result<(), Refusal> {
-        if origin != Origin::Host {
-            martian(headers)?;
+        match origin {
+            Origin::Host => self.may_leave(headers, self.locality(headers.destination))?,
+            Origin::Port | Origin::PodPort => self.martian(headers)?,
         }
         let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
         // The kernel's tracker finds no transport in an IPv6 packet that ends with its extension headers.
@@ -110,6 +111,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             self.observer.see(Event::NoFrontend);
         }
 
+        if origin == Origin::Host {
+            self.may_leave(headers, request.destination_is_local)?;
+        }
         let way = self.route_new(request.destination, origin)?;
         let next_hop = self.next_hop(way);
         self.forwardable(packet, headers, origin, way)?;
@@ -143,6 +147,34 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             self.observer.see(Event::Masqueraded { rule, source: outgoing.source.into(), source_port });
         }
         Ok(())
+    }
+
+    /// FW-03: addresses that no packet from a port may have. On IPv4 that includes the node's own as source, as
+    /// the kernel with `accept_local` off has it; on IPv6 it lets them pass, and the unspecified source to
+    /// the node itself as well.
+    pub(super) fn martian(&self, headers: &Headers<A>) -> Result<(), Refusal> {
+        let (source, destination) = (headers.source, headers.destination);
+        if A::VERSION == 6 && source.is_unspecified() && !destination.is_loopback() {
+            return match self.locality(destination) {
+                Locality::Local => Ok(()),
+                Locality::Remote => Err(Reason::MartianSource.into()),
+            };
+        }
+        martian(headers)?;
+        match A::VERSION == 4 && self.locality(source) == Locality::Local {
+            true => Err(Reason::MartianSource.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// FW-03: where `localhostNodePorts` is not in force, kube-proxy leaves `route_localnet` off, and the
+    /// kernel lets nothing of IPv4's loopback go anywhere else, masqueraded or not.
+    fn may_leave(&self, headers: &Headers<A>, destination: Locality) -> Result<(), Refusal> {
+        let kept = A::VERSION == 4
+            && self.tables.loopback_guard == LoopbackGuard::Off
+            && headers.source.is_loopback()
+            && destination == Locality::Remote;
+        if kept { Err(Reason::MartianSource.into()) } else { Ok(()) }
     }
 
     pub(super) fn request(&self, headers: &Headers<A>, origin: Origin) -> Request<A> {
@@ -386,7 +418,7 @@ struct Connection<A: Family> {
 }
 
 /// FW-03: addresses that no packet from a port may have.
-pub(super) fn martian<A: Family>(headers: &Headers<A>) -> Result<(), Refusal> {
+fn martian<A: Family>(headers: &Headers<A>) -> Result<(), Refusal> {
     let (source, destination) = (headers.source, headers.destination);
     let broadcast = |address: A::Addr| A::VERSION == 4 && address.bits() == u128::from(u32::MAX);
     // The kernel takes ::ffff:a.b.c.d for IPv4 everywhere but on the wire (draft-itojun-v6ops-v4mapped-harmful).

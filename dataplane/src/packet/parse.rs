@@ -72,10 +72,13 @@ impl<A: Family> Headers<A> {
         self.fragment != FragmentKind::Whole
     }
 
-    /// Whether the packet can belong to a connection: a whole one, and no ICMP message but a query (CT-01).
+    /// Whether the packet can belong to a connection: a whole one, no ICMP message but a query (CT-01), no
+    /// impossible combination of TCP flags (CT-08).
     #[inline]
     pub fn is_trackable(&self) -> bool {
-        !self.is_fragment() && matches!(self.icmp, IcmpClass::None | IcmpClass::Query)
+        !self.is_fragment()
+            && matches!(self.icmp, IcmpClass::None | IcmpClass::Query)
+            && (self.protocol != Protocol::TCP || self.tcp_flags.is_possible())
     }
 }
 
@@ -336,9 +339,6 @@ impl Transport {
                 let len = tcp.header_len();
                 if len < TCP_LEN || len > bytes.len() {
                     return Err(Reason::TransportTruncated);
-                }
-                if !tcp.flags().is_possible() {
-                    return Err(Reason::TcpFlags);
                 }
                 Transport { tcp_flags: tcp.flags(), ..Transport::ports(bytes) }
             }

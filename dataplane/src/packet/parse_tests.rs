@@ -265,14 +265,12 @@ fn fw_04_broken_or_endless_extension_chains_are_refused() {
 }
 
 #[test]
-fn ct_08_impossible_tcp_flags_are_refused() {
+fn ct_08_segments_with_impossible_flags_are_not_trackable() {
     for flags in 0..=255 {
         let frame = changed(Protocol::TCP, |frame| frame[47] = flags);
-        if TcpFlags(flags).is_possible() {
-            assert_eq!(v4(&frame).tcp_flags, TcpFlags(flags));
-        } else {
-            assert_eq!(refused(&frame), Reason::TcpFlags);
-        }
+        let headers = v4(&frame);
+        assert_eq!(headers.tcp_flags, TcpFlags(flags));
+        assert_eq!(headers.is_trackable(), TcpFlags(flags).is_possible());
     }
 }
 

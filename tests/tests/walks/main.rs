@@ -9,6 +9,7 @@
 //! tunnel (TN-01), which is not there yet: until it is, the walk ends at the host, whose kernel has the
 //! tunnel device, and `w10_…` holds it to that. Those of IPv6 are the same walks on a dual-stack slave1.
 
+mod affinity;
 mod host;
 mod ipv6;
 mod node_ports;

@@ -128,12 +128,42 @@ fn fw_03_martians_are_counted_and_nobody_is_told() {
 }
 
 #[test]
+fn fw_03_the_node_s_own_addresses_come_from_nobody_else() {
+    let mut node = seed();
+    for kind in [Kind::SYN, Kind::Udp, Kind::Echo] {
+        assert_eq!(node.from(CALI_7).of(kind, "172.16.1.50:1", FAR), []);
+        assert_eq!(node.from(ENS3).of(kind, "172.16.1.50:1", "10.151.51.7:80"), []);
+        assert_eq!(node.from(ENS3).of(kind, "172.17.0.1:1", "172.16.1.50:80"), []);
+    }
+    assert_eq!((node.dropped(Reason::MartianSource), node.flows()), (9, 0));
+    assert_eq!(node.from(HOST).syn("172.16.1.50:1", FAR).len(), 1);
+}
+
+#[test]
+fn ct_08_impossible_tcp_flags_reach_the_node_and_nobody_else() {
+    let mut node = seed();
+    let none = Kind::Tcp { syn: false, ack: false, fin: false, rst: false };
+    let syn_fin = Kind::Tcp { syn: true, ack: false, fin: true, rst: false };
+    for segment in [none, syn_fin, Kind::Tcp { syn: true, ack: true, fin: true, rst: true }] {
+        let sent = node.from(ENS3).of(segment, FAR, "172.16.1.50:80");
+        assert_eq!(sent, [out(HOST, TO_HOST, segment, FAR, "172.16.1.50:80", 64)]);
+        assert_eq!(node.from(CALI_7).of(segment, POD, FAR), []);
+        assert_eq!(node.from(CALI_7).of(segment, POD, MYAPP), []);
+    }
+    assert_eq!((node.dropped(Reason::TcpFlags), node.flows()), (6, 0));
+}
+
+#[test]
 fn fw_03_loopback_does_not_leave_by_a_port() {
     let mut node = seed();
     assert_eq!(node.from(HOST).syn("127.0.0.1:5", FAR), []);
     assert_eq!((node.dropped(Reason::MartianSource), node.flows()), (1, 0));
-    // Masqueraded, as a loopback node port is, it may.
-    let mut node = seed().choosing(ON_CALI_8);
+    // Masqueraded, as a loopback node port is, it may where loopback is routed at all.
+    assert_eq!(node.from(HOST).syn("127.0.0.1:5", MYAPP), []);
+    assert_eq!((node.dropped(Reason::MartianSource), node.flows()), (2, 0));
+    let mut routed = cluster();
+    routed.family.loopback_guard = crate::tables::LoopbackGuard::On;
+    let mut node = routed.start().choosing(ON_CALI_8);
     let sent = node.from(HOST).syn("127.0.0.1:5", MYAPP);
     assert_eq!(sent, [out(CALI_8, TO_POD_8, Kind::SYN, "172.16.1.50:5", "10.151.51.8:80", 64)]);
     let sent = node.from(CALI_8).syn_ack("10.151.51.8:80", "172.16.1.50:5");
