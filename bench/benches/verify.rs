@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 
 use pollux_bench::cluster::synthetic;
 use pollux_control::iptables::generate::generate;
+use pollux_control::iptables::ipset::Sets;
+use pollux_control::iptables::parse::parse;
 use pollux_control::translate::translate;
+use pollux_control::verify::subject::{Answer, against_tables};
 use pollux_dataplane::packet::{Family, V4, V6};
 
 /// Services, and endpoints of each.
 const SIZES: [(usize, usize); 2] = [(1000, 3), (10_000, 3)];
 
 fn main() {
-    println!("{:<24} {:>6} {:<10} {:>9} {:>9} {:>9}", "cluster", "family", "step", "size", "time", "peak");
+    println!("{:<24} {:>6} {:<10} {:>15} {:>10} {:>9}", "cluster", "family", "step", "size", "time", "peak");
     for (services, endpoints) in SIZES {
         measure::<V4>(services, endpoints);
         measure::<V6>(services, endpoints);
@@ -30,7 +33,7 @@ fn measure<A: Family>(services: usize, endpoints: usize) {
     let line = |step: &str, size: String, (time, peak): (Duration, u64)| {
         let cluster = format!("{services} x {endpoints}");
         let time = format!("{:.1} ms", time.as_secs_f64() * 1e3);
-        println!("{cluster:<24} {:>6} {step:<10} {size:>9} {time:>9} {peak:>5} MiB", A::NAME);
+        println!("{cluster:<24} {:>6} {step:<10} {size:>15} {time:>10} {peak:>5} MiB", A::NAME);
     };
     let (rules, cost) = cost(|| generate::<A>(&input));
     assert!(rules.rule_count() > services * endpoints, "every endpoint has a rule");
@@ -39,6 +42,14 @@ fn measure<A: Family>(services: usize, endpoints: usize) {
     let frontends = translation.services.frontends().count();
     assert!(frontends > services, "every Service has a frontend, some have more");
     line("translate", format!("{frontends} fe"), cost);
+    let (text, cost) = self::cost(|| rules.to_string());
+    line("print", format!("{} KiB", text.len() / 1024), cost);
+    let (parsed, cost) = self::cost(|| parse::<A>(None, &text).expect("what was printed"));
+    assert_eq!(parsed.rule_count(), rules.rule_count(), "every rule comes back");
+    line("parse", format!("{} rules", parsed.rule_count()), cost);
+    let (report, cost) = self::cost(|| against_tables(&parsed, &Sets::default(), &input, None));
+    assert_eq!(report.answer(), Answer::Equal, "{:?} {:?}", report.counterexamples.first(), report.undecided);
+    line("verify", format!("{} pieces", report.pieces), cost);
 }
 
 /// What `work` gives, how long it took, and how much memory the process held at most meanwhile, in MiB.

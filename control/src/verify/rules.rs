@@ -15,8 +15,8 @@ use super::space::Ranges;
 use crate::iptables::evaluate::{Evaluator, Name, View};
 use crate::iptables::ipset::{Set, Sets};
 use crate::iptables::{
-    AddressTypes, ChainId, ConnMark, Hook, Match, Nat, Physdev, Policy, Recent, RecentAction, RejectWith,
-    Rule, Ruleset, Side, States, Table, TableName, Target, Test,
+    AddressTypes, ChainId, ConnMark, Hook, MarkTest, Match, Nat, Physdev, Policy, Recent, RecentAction,
+    RejectWith, Rule, Ruleset, Side, States, Table, TableName, Target, Test,
 };
 
 /// A file of rules, ready to be walked.
@@ -382,10 +382,15 @@ impl<'a, A: Family> Rules<'a, A> {
                 (walker.destination, walker.port) = (address, port);
             }
             _ => {
-                // One of a range: nobody knows which. The first stands for all, and the piece says so.
-                ask.unknown(line, || "which address or port of its range DNAT takes".into());
-                let address = nat.addresses.map_or(walker.destination, |(first, _)| first);
-                let port = nat.ports.as_ref().map_or(walker.port, |ports| *ports.start());
+                // One of a range: nobody knows which. Both ends are tried, so that one of them differs from whatever
+                // the other side takes, unless it has the same range.
+                let first = ask.unknown(line, || "which address or port of its range DNAT takes".into());
+                let address =
+                    nat.addresses.map_or(walker.destination, |(low, high)| if first { low } else { high });
+                let port = nat.ports.as_ref().map_or(walker.port, |ports| match first {
+                    true => *ports.start(),
+                    false => *ports.end(),
+                });
                 walker.translated = Some((address, port));
                 (walker.destination, walker.port) = (address, port);
             }
@@ -508,12 +513,12 @@ impl<'a, A: Family> Rules<'a, A> {
                     self.address_type(ask, walker, *side, *kinds, line)
                 }
             }
-            Test::Mark(test) => self.mark_bits(ask, walker, test.mask, line) == test.value,
+            Test::Mark(test) => is_marked(*test, |bit| self.mark_bits(ask, walker, bit, line)),
             Test::ConnMark(test) => {
                 if !walker.is_tracked(target.stage) {
                     return None;
                 }
-                self.connection_bits(ask, walker, test.mask, line) == test.value
+                is_marked(*test, |bit| self.connection_bits(ask, walker, bit, line))
             }
             Test::State(states) => self.state(ask, walker, *states),
             Test::OriginalDestination(_) | Test::OriginalDestinationPort(_)
@@ -694,6 +699,13 @@ fn step<A: Family>(table: &Table<A>, chain: ChainId, rule: &Rule<A>) -> Step {
         shape: format!("{} {} {target}", table.name.name(), kind_of_chain(name)),
         says: table.chain(chain).policy.is_none(),
     }
+}
+
+/// Whether a mark is the one that is asked for: bit by bit, up to the first that is not, so that a mask of many
+/// bits cuts a piece into as many and not into all their combinations.
+fn is_marked(test: MarkTest, mut read: impl FnMut(u32) -> u32) -> bool {
+    let mut bits = (0..u32::BITS).map(|at| 1 << at).filter(|bit| test.mask & bit != 0);
+    test.value & !test.mask == 0 && bits.all(|bit| read(bit) == test.value & bit)
 }
 
 /// `KUBE-SVC` of `KUBE-SVC-XJWXQFJLXSXKRMSG`: what chains of one kind have in common.

@@ -26,7 +26,7 @@ use crate::iptables::Ruleset;
 use crate::iptables::ipset::{self, Sets};
 use crate::iptables::parse::parse;
 use crate::problem::{Problem, Problems};
-use crate::translate::{Input, translate};
+use crate::translate::{Input, Translation, translate};
 
 /// A rule set and what it was compared with.
 #[derive(Debug, Serialize)]
@@ -80,16 +80,37 @@ pub fn against_tables<A: Family>(
     input: &Input<'_>,
     node: Option<&NodeConfig>,
 ) -> Report {
-    let translation = translate::<A>(input);
+    proof(rules, sets, &translate::<A>(input), input, node).run(Some(input))
+}
+
+/// Compares tables with rules: those that `input` compiles to, or others for its node and configuration. No
+/// packet goes through the forwarder, which compiles its own.
+pub fn against_translation<A: Family>(
+    rules: &Ruleset<A>,
+    sets: &Sets<A>,
+    translation: &Translation<A>,
+    input: &Input<'_>,
+    node: Option<&NodeConfig>,
+) -> Report {
+    proof(rules, sets, translation, input, node).run(None)
+}
+
+fn proof<'a, A: Family>(
+    rules: &'a Ruleset<A>,
+    sets: &'a Sets<A>,
+    translation: &'a Translation<A>,
+    input: &Input<'_>,
+    node: Option<&NodeConfig>,
+) -> Proof<'a, A> {
     let pods = match &input.proxy.detect_local {
         DetectLocal::ClusterCidr | DetectLocal::NodeCidr => PodInterface::None,
         DetectLocal::BridgeInterface(name) => PodInterface::Named(name.clone()),
         DetectLocal::InterfaceNamePrefix(prefix) => PodInterface::Prefix(prefix.clone()),
     };
     let masquerade = node.map_or_else(Vec::new, masquerade_rules);
-    let tables = Tables::new(&translation, masquerade);
+    let tables = Tables::new(translation, masquerade);
     let local = input.local_addresses::<A>();
-    Proof::new(Rules::new(rules, sets), Right::Tables(tables), &local, pods).run(Some(input))
+    Proof::new(Rules::new(rules, sets), Right::Tables(tables), &local, pods)
 }
 
 /// Compares two rule sets.

@@ -10,8 +10,9 @@ use pollux_control::iptables::evaluate::{
     Connection, Evaluator, NatState, Packet, Place, Snat, Verdict, View, Watch, World,
 };
 use pollux_control::iptables::{
-    Interface, Nat, Recent, RecentAction, Rule, Ruleset, Side, States, Table, Target, Test,
+    Hook, Interface, Nat, Recent, RecentAction, Rule, Ruleset, Side, States, Table, Target, Test,
 };
+use pollux_control::verify::prove::Sample;
 use pollux_dataplane::packet::{Address, Family, Prefix, Protocol};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -24,7 +25,7 @@ pub(super) struct Site<A: Family> {
 }
 
 impl<A: Family> Site<A> {
-    fn is_local(&self, address: A::Addr) -> bool {
+    pub(super) fn is_local(&self, address: A::Addr) -> bool {
         address.is_loopback() || self.addresses.contains(&address)
     }
 
@@ -45,11 +46,106 @@ pub(super) struct Probe<A: Family> {
     pub(super) icmp: (u8, u8),
     /// None for a packet of the host.
     pub(super) in_interface: Option<String>,
+    /// By which it leaves, where it is forwarded.
+    pub(super) output: Option<String>,
     pub(super) mark: u32,
     pub(super) state: States,
     pub(super) nat: NatState<A>,
     /// Lists that have the source, and how many seconds ago it was last seen.
     pub(super) seen: Vec<(String, u32)>,
+}
+
+impl<A: Family> Probe<A> {
+    /// A packet that the proof names, as one of the two sides has it.
+    pub(super) fn of_sample(sample: &Sample, side: Compared) -> Probe<A> {
+        // Where the rules have no list for an endpoint of the tables, these have one of their own.
+        let own = |list: &str| list.strip_suffix(" (of the tables)").map(str::to_string);
+        let noted = sample.noted.iter();
+        let seen = match side {
+            Compared::Rules => noted
+                .filter(|(list, _)| own(list).is_none())
+                .map(|(list, age)| (list.clone(), *age as u32))
+                .collect(),
+            Compared::Tables => {
+                let owned: Vec<String> = noted.clone().filter_map(|(list, _)| own(list)).collect();
+                noted
+                    .filter(|(list, _)| !owned.contains(list))
+                    .map(|(list, age)| (own(list).unwrap_or_else(|| list.clone()), *age as u32))
+                    .collect()
+            }
+        };
+        let address = |ip| A::Addr::from_ip(ip).expect("the sample is of the family");
+        let decided = NatState::Decided {
+            dnat: sample.dnat,
+            snat: sample.snat,
+            before: sample.dnat.then(|| (address(sample.original.ip()), sample.original.port())),
+            after: None,
+        };
+        let (state, nat) = match sample.state {
+            "new" => (States::NEW, NatState::First),
+            "new_unreplied" => (States::NEW, decided),
+            "established" => (States::ESTABLISHED, decided),
+            "related" => (States::RELATED, decided),
+            "invalid" => (States::INVALID, decided),
+            other => panic!("{other:?} is not a state"),
+        };
+        Probe {
+            source: address(sample.source),
+            destination: address(sample.destination),
+            protocol: Protocol(sample.protocol),
+            source_port: sample.source_port,
+            destination_port: sample.destination_port,
+            tcp_flags: sample.flags,
+            icmp: sample.icmp,
+            in_interface: sample.input.clone(),
+            output: Some(sample.output.clone()),
+            mark: sample.mark,
+            state,
+            nat,
+            seen,
+        }
+    }
+
+    /// The interface towards an address: what the packet says; else half of the addresses are behind a pod's, so
+    /// that rules about interfaces matter.
+    pub(super) fn out_interface(&self, destination: A::Addr) -> &str {
+        let by_address = if destination.bits() & 1 == 0 { "eth0" } else { "cali1" };
+        self.output.as_deref().unwrap_or(by_address)
+    }
+
+    /// Whether the proof speaks of such packets: none comes with a mark of those that the rules set, is not
+    /// tracked, or is the first of a connection that another one expects.
+    fn is_in_scope(&self, own_mark: u32) -> bool {
+        self.mark & own_mark == 0
+            && !self.state.intersects(States::UNTRACKED)
+            && (self.nat != NatState::First || self.state == States::NEW)
+    }
+}
+
+/// Both sides of a proof.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compared {
+    Rules,
+    Tables,
+}
+
+/// All bits that the rules set in a mark.
+pub(super) fn own_mark<A: Family>(rules: &Ruleset<A>) -> u32 {
+    let rules = rules.tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
+    rules.fold(0, |bits, rule| match rule.target {
+        Target::Mark { value, mask } => bits | value | mask,
+        _ => bits,
+    })
+}
+
+/// Who notices that rules are others.
+pub(super) enum Witness<A: Family> {
+    /// A packet of those that the proof is about.
+    Inside(Probe<A>),
+    /// Only packets that it excludes.
+    Outside(Probe<A>),
+    /// None was found.
+    None,
 }
 
 impl<A: Family> Debug for Probe<A> {
@@ -64,26 +160,42 @@ impl<A: Family> Debug for Probe<A> {
     }
 }
 
-/// One of a packet's outcomes, as far as anybody can see it.
+/// One of a packet's outcomes, as far as anybody can see it. Which source port a masqueraded connection gets is
+/// a free choice, and nobody asks what was done to a packet that is gone.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Outcome<A: Family> {
-    verdict: Verdict,
-    /// Destination and port, whether they were translated, the mark, the connection's, how the source is
-    /// translated; nothing of a packet that is gone.
-    passed: Option<(A::Addr, u16, bool, u32, u32, Option<Snat<A>>)>,
-    /// What else was done, in order: lists that were changed, ports that were asked for.
-    effects: Vec<String>,
+    pub(super) verdict: Verdict,
+    /// What is left of it; nothing of one that is gone.
+    pub(super) passed: Option<Passed<A>>,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Passed<A: Family> {
+    pub(super) destination: (A::Addr, u16),
+    pub(super) mark: u32,
+    pub(super) source: Option<Snat<A>>,
+    /// What was done to lists of `-m recent`, and choices that are not the rules': sorted, each once.
+    pub(super) effects: Vec<String>,
 }
 
 /// Outcomes with their probabilities.
 pub(super) type Distribution<A> = Vec<(Outcome<A>, f64)>;
 
+/// Whether two packets' outcomes are the same, probabilities up to what 31-bit thresholds make of fractions.
+pub(super) fn agree_roughly<A: Family>(left: &Distribution<A>, right: &Distribution<A>) -> bool {
+    agree_within(left, right, 1e-6)
+}
+
 /// Whether two packets' outcomes are the same. Probabilities are products of the same 31-bit thresholds, so
 /// that only the rounding of the products is let pass.
 pub(super) fn agree<A: Family>(left: &Distribution<A>, right: &Distribution<A>) -> bool {
+    agree_within(left, right, 1e-12)
+}
+
+fn agree_within<A: Family>(left: &Distribution<A>, right: &Distribution<A>, slack: f64) -> bool {
     left.len() == right.len()
         && left.iter().all(|(outcome, chance)| {
-            right.iter().any(|(other, its)| outcome == other && (chance - its).abs() < 1e-12)
+            right.iter().any(|(other, its)| outcome == other && (chance - its).abs() < slack)
         })
 }
 
@@ -106,9 +218,8 @@ impl<A: Family> World<A> for Lab<'_, A> {
         self.site.is_local(address)
     }
 
-    /// Half of the addresses are behind a pod's interface, so that rules about interfaces matter.
     fn out_interface(&self, destination: A::Addr) -> &str {
-        if destination.bits() & 1 == 0 { "eth0" } else { "cali1" }
+        self.probe.out_interface(destination)
     }
 
     fn masquerade(&self, _: &str, _: A::Addr) -> A::Addr {
@@ -139,7 +250,9 @@ impl<A: Family> World<A> for Lab<'_, A> {
         let holds =
             self.probe.seen.iter().any(|entry| seen(&entry)) && recent.hitcount.is_none_or(|hits| hits <= 1);
         if holds && recent.action != RecentAction::Check {
-            self.effects.push(format!("{:?} {} {address}", recent.action, recent.name));
+            // An entry that is refreshed is noted again.
+            let word = if recent.action == RecentAction::Update { "noted" } else { "removed" };
+            self.effects.push(format!("{word} {} {address}", recent.name));
         }
         holds
     }
@@ -162,29 +275,23 @@ impl<A: Family> World<A> for Lab<'_, A> {
     }
 }
 
-/// Notes the chains that were entered, as (table, chain), and the ports that MASQUERADE was given.
+/// Notes the chains that were entered, as (table, chain).
 #[derive(Default)]
 struct Track {
     chains: BTreeSet<(u8, u32)>,
-    ports: Option<String>,
 }
 
 impl<A: Family> Watch<A> for Track {
-    fn enters(&mut self, table: &Table<A>, hook: pollux_control::iptables::Hook) {
+    fn enters(&mut self, table: &Table<A>, hook: Hook) {
         let base = table.base(hook).expect("it is entered");
         self.chains.insert((table.name as u8, base.0));
     }
 
     fn asked(&mut self, table: &Table<A>, _: Place, rule: &Rule<A>, held: bool) {
-        if !held {
-            return;
-        }
-        match &rule.target {
-            Target::Jump(chain) | Target::Goto(chain) => {
-                self.chains.insert((table.name as u8, chain.0));
-            }
-            Target::Masquerade { ports: Some(ports), .. } => self.ports = Some(format!("ports {ports:?}")),
-            _ => {}
+        if let Target::Jump(chain) | Target::Goto(chain) = rule.target
+            && held
+        {
+            self.chains.insert((table.name as u8, chain.0));
         }
     }
 }
@@ -223,23 +330,21 @@ pub(super) fn outcomes<A: Family>(
     loop {
         lab.next = 0;
         lab.effects.clear();
-        track.ports = None;
         let end = evaluator.evaluate(&packet, &mut lab, &mut track);
         let mut effects = std::mem::take(&mut lab.effects);
         effects.extend(end.noted.iter().map(|noted| format!("noted {} {}", noted.list, noted.address)));
-        effects.extend(track.ports.take());
+        effects.sort_unstable();
+        effects.dedup();
         let passed = match end.verdict {
             Verdict::Dropped | Verdict::Rejected(_) => None,
-            Verdict::Forwarded(_) | Verdict::Delivered => Some((
-                end.destination,
-                end.destination_port,
-                end.dnat,
-                end.mark,
-                end.connection_mark,
-                end.snat,
-            )),
+            Verdict::Forwarded(_) | Verdict::Delivered => Some(Passed {
+                destination: (end.destination, end.destination_port),
+                mark: end.mark,
+                source: end.snat,
+                effects,
+            }),
         };
-        let outcome = Outcome { verdict: end.verdict, passed, effects };
+        let outcome = Outcome { verdict: end.verdict, passed };
         let one = f64::from(1u32 << 31);
         let chance = lab.forks.iter().fold(1.0, |chance, fork| {
             let holds = f64::from(fork.threshold) / one;
@@ -410,6 +515,7 @@ impl<A: Family> Constants<A> {
             tcp_flags: 0x02,
             icmp: (8, 0),
             in_interface,
+            output: None,
             mark: 0,
             state: States::NEW,
             nat: NatState::First,
@@ -437,12 +543,9 @@ impl<A: Family> Constants<A> {
     fn make_later(&self, probe: &mut Probe<A>, random: &mut StdRng) {
         let states = [States::NEW, States::ESTABLISHED, States::RELATED, States::INVALID, States::UNTRACKED];
         probe.state = *states.choose(random).expect("five");
-        if probe.state.intersects(States::INVALID.with(States::UNTRACKED)) {
-            return;
-        }
-        let dnat = random.random_ratio(1, 2);
-        let asked = self.targets.choose(random).filter(|_| dnat && random.random_ratio(1, 2));
+        let asked = self.targets.choose(random).filter(|_| random.random_ratio(1, 2));
         let before = asked.map(|(address, ..)| (*address, probe.destination_port));
+        let dnat = before.is_some();
         probe.nat = NatState::Decided { dnat, snat: random.random_ratio(1, 4), before, after: None };
         if probe.state == States::RELATED && random.random_ratio(1, 2) {
             probe.nat = NatState::First;
@@ -487,39 +590,51 @@ impl<A: Family> Pool<A> {
         Pool { site, constants, probes }
     }
 
-    /// A packet whose outcomes differ under `changed`, which differs from the pool's `rules` in one chain.
+    /// The packets of those that the proof is about.
+    pub(super) fn probes(&self, own_mark: u32) -> impl Iterator<Item = &Probe<A>> {
+        self.probes.iter().map(|known| &known.probe).filter(move |probe| probe.is_in_scope(own_mark))
+    }
+
+    /// A packet whose outcomes differ under `changed`.
     ///
-    /// Packets that do not meet that chain are spared: until they do, both rulesets are the same. `tries` more
-    /// are made of those that meet it, with one field taken from the changed rules.
+    /// `place` is the only chain that differs from the pool's `rules`, if there is one: packets that do not meet
+    /// it are spared, because until they do both are the same. `tries` more are made of those that meet it, with
+    /// one field taken from elsewhere, the changed rules' constants among them.
     pub(super) fn witness(
         &self,
         rules: &Ruleset<A>,
         changed: &Ruleset<A>,
-        place: (u8, u32),
+        place: Option<(u8, u32)>,
         tries: usize,
         seed: u64,
-    ) -> Option<Probe<A>> {
+    ) -> Witness<A> {
+        let own_mark = own_mark(rules) | own_mark(changed);
         let evaluator = Evaluator::new(changed);
-        let meet = || self.probes.iter().filter(|known| known.chains.contains(&place));
+        let near: Vec<&Known<A>> = self
+            .probes
+            .iter()
+            .filter(|known| place.is_none_or(|place| known.chains.contains(&place)))
+            .collect();
         let differs =
-            |known: &&Known<A>| !agree(&outcomes(&evaluator, &self.site, &known.probe).0, &known.outcomes);
-        if let Some(known) = meet().find(differs) {
-            return Some(known.probe.clone());
-        }
-        let near: Vec<&Known<A>> = meet().collect();
-        if near.is_empty() {
-            return None;
+            |known: &Known<A>| !agree(&outcomes(&evaluator, &self.site, &known.probe).0, &known.outcomes);
+        let mut outside = None;
+        for known in &near {
+            let inside = known.probe.is_in_scope(own_mark);
+            if (inside || outside.is_none()) && differs(known) {
+                if inside {
+                    return Witness::Inside(known.probe.clone());
+                }
+                outside = Some(known.probe.clone());
+            }
         }
         let mut constants = Constants::around(&self.site);
-        let table =
-            changed.tables.iter().find(|table| table.name as u8 == place.0).expect("it has the chain");
-        for rule in &table.chains[place.1 as usize].rules {
+        for rule in rules_at(changed, place) {
             constants.add(rule, &self.site);
         }
         let constants = constants.finish();
         let original = Evaluator::new(rules);
         let mut random = StdRng::seed_from_u64(seed);
-        (0..tries).find_map(|_| {
+        for _ in 0..if near.is_empty() { 0 } else { tries } {
             let mut probe = near.choose(&mut random).expect("not empty").probe.clone();
             let other = match random.random_ratio(1, 2) {
                 true => constants.probe(&self.site, &mut random),
@@ -534,9 +649,29 @@ impl<A: Family> Pool<A> {
                 5 => (probe.state, probe.nat) = (other.state, other.nat),
                 _ => probe.seen = other.seen,
             }
+            let inside = probe.is_in_scope(own_mark);
+            if !inside && outside.is_some() {
+                continue;
+            }
             let before = outcomes(&original, &self.site, &probe).0;
-            let after = outcomes(&evaluator, &self.site, &probe).0;
-            (!agree(&before, &after)).then_some(probe)
-        })
+            if !agree(&before, &outcomes(&evaluator, &self.site, &probe).0) {
+                if inside {
+                    return Witness::Inside(probe);
+                }
+                outside = Some(probe);
+            }
+        }
+        outside.map_or(Witness::None, Witness::Outside)
     }
+}
+
+/// The rules of one chain, or all of them.
+fn rules_at<A: Family>(rules: &Ruleset<A>, place: Option<(u8, u32)>) -> impl Iterator<Item = &Rule<A>> {
+    let chains = rules
+        .tables
+        .iter()
+        .flat_map(|table| table.chains.iter().enumerate().map(move |(at, chain)| (table, at, chain)));
+    chains
+        .filter(move |(table, at, _)| place.is_none_or(|place| place == (table.name as u8, *at as u32)))
+        .flat_map(|(.., chain)| &chain.rules)
 }

@@ -117,7 +117,9 @@ pub(super) fn changes<A: Family>(rules: &Ruleset<A>) -> Vec<Change<A>> {
                     push("rules swapped", Edit::Swap(at));
                 }
                 for (operator, changed) in variants(rule, &others) {
-                    push(operator, Edit::Replace(at, changed));
+                    if is_loadable(&changed) {
+                        push(operator, Edit::Replace(at, changed));
+                    }
                 }
             }
         }
@@ -127,21 +129,44 @@ pub(super) fn changes<A: Family>(rules: &Ruleset<A>) -> Vec<Change<A>> {
 
 /// At most `each` changes of every kind, drawn by `seed`, in the order of the rules.
 pub(super) fn draw<A: Family>(changes: Vec<Change<A>>, each: usize, seed: u64) -> Vec<Change<A>> {
+    draw_by(changes, |change| change.operator, each, seed)
+}
+
+/// At most `each` of every kind, drawn by `seed`, in their order.
+pub(super) fn draw_by<T>(
+    changes: Vec<T>,
+    kind: impl Fn(&T) -> &'static str,
+    each: usize,
+    seed: u64,
+) -> Vec<T> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut by_operator: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    let mut by_kind: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (at, change) in changes.iter().enumerate() {
-        by_operator.entry(change.operator).or_default().push(at);
+        by_kind.entry(kind(change)).or_default().push(at);
     }
-    let mut drawn: Vec<usize> = by_operator
-        .into_values()
-        .flat_map(|mut places| {
-            places.shuffle(&mut random);
-            places.truncate(each);
-            places
-        })
-        .collect();
-    drawn.sort_unstable();
-    drawn.into_iter().map(|at| changes[at].clone()).collect()
+    let mut drawn = vec![false; changes.len()];
+    for places in by_kind.values_mut() {
+        places.shuffle(&mut random);
+        places.iter().take(each).for_each(|at| drawn[*at] = true);
+    }
+    changes.into_iter().zip(drawn).filter_map(|(change, drawn)| drawn.then_some(change)).collect()
+}
+
+/// Whether iptables would take the rule: ports need a protocol that has some.
+fn is_loadable<A: Family>(rule: &Rule<A>) -> bool {
+    let has_ports = rule.matches.iter().any(|part| match part.test {
+        Test::Protocol(protocol) => !part.negated && protocol.has_ports(),
+        _ => false,
+    });
+    let asks_ports = rule.matches.iter().any(|part| {
+        matches!(part.test, Test::SourcePorts(_) | Test::DestinationPorts(_) | Test::EitherPorts(_))
+    });
+    let sets_ports = match &rule.target {
+        Target::Dnat(nat) | Target::Snat(nat) => nat.ports.is_some(),
+        Target::Masquerade { ports, .. } => ports.is_some(),
+        _ => false,
+    };
+    has_ports || !asks_ports && !sets_ports
 }
 
 fn same<A: Family>(left: &Rule<A>, right: &Rule<A>) -> bool {
@@ -195,7 +220,12 @@ fn variants<A: Family>(rule: &Rule<A>, others: &[ChainId]) -> Vec<(&'static str,
             with(operator, Some(Match { negated: part.negated, test }));
         }
     }
+    let notes = rule.matches.iter().any(|part| matches!(part.test, Test::Recent(_)));
     for (operator, target) in targets(&rule.target, others) {
+        // Whose list it is the proof knows by the endpoint in the same rule.
+        if notes && matches!(operator, "nat: address kept" | "nat: port kept") {
+            continue;
+        }
         found.push((operator, Rule { target, ..rule.clone() }));
     }
     if rule.comment.is_some() {
@@ -428,9 +458,8 @@ fn targets<A: Family>(target: &Target<A>, others: &[ChainId]) -> Vec<(&'static s
                 add(operator, Target::Snat(nat));
             }
         }
-        Target::Masquerade { random, .. } => {
+        Target::Masquerade { .. } => {
             ends(&mut add);
-            add("masquerade: ports", Target::Masquerade { ports: Some(1024..=2047), random: *random });
             add("masquerade: not random", Target::Masquerade { ports: None, random: RandomPorts::Keep });
         }
         Target::ConnMark(_) | Target::Log(_) => ends(&mut add),

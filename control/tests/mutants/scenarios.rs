@@ -21,7 +21,6 @@ use super::fuzz::Site;
 pub(super) struct Scenario<A: Family> {
     pub(super) name: String,
     pub(super) rules: Ruleset<A>,
-    pub(super) site: Site<A>,
     pub(super) cluster: Cluster,
     pub(super) proxy: ProxyConfig,
     pub(super) node_name: String,
@@ -29,6 +28,11 @@ pub(super) struct Scenario<A: Family> {
 }
 
 impl<A: Family> Scenario<A> {
+    pub(super) fn site(&self) -> Site<A> {
+        let own = self.local_addresses.iter().filter_map(|address| A::Addr::from_ip(*address));
+        Site { addresses: own.collect() }
+    }
+
     pub(super) fn input(&self) -> Input<'_> {
         Input {
             cluster: &self.cluster,
@@ -63,10 +67,6 @@ fn root(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(folder)
 }
 
-fn site<A: Family>(addresses: &[IpAddr]) -> Site<A> {
-    Site { addresses: addresses.iter().filter_map(|address| A::Addr::from_ip(*address)).collect() }
-}
-
 fn rules<A: Family>(file: PathBuf) -> Ruleset<A> {
     let text = fs::read_to_string(&file).unwrap();
     parse(Some(file.as_path().into()), &text).unwrap_or_else(|problems| panic!("{problems}"))
@@ -80,7 +80,6 @@ fn corpus<A: Family>(name: &str) -> Scenario<A> {
     Scenario {
         name: format!("{name} {}", A::NAME),
         rules: rules(folder.join(if A::VERSION == 4 { "iptables-save.txt" } else { "ip6tables-save.txt" })),
-        site: site(&local_addresses),
         cluster: cluster::load(&[folder.join("objects.yaml")]).unwrap().cluster,
         node_name: config.proxy.hostname_override.clone().unwrap(),
         proxy: config.proxy,
@@ -94,7 +93,6 @@ fn case<A: Family>(name: &str) -> Scenario<A> {
     Scenario {
         name: name.to_string(),
         rules: rules(folder.join("iptables-save.txt")),
-        site: site(&case.local_addresses),
         cluster: case.cluster,
         node_name: case.node_name,
         proxy: case.proxy,
@@ -109,7 +107,6 @@ fn made<A: Family>() -> Scenario<A> {
     Scenario {
         name: format!("made {}", A::NAME),
         rules,
-        site: site(&made.local_addresses),
         node_name: made.input().node_name.to_string(),
         cluster: made.cluster,
         proxy: made.proxy,
