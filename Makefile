@@ -27,7 +27,7 @@ test:
 
 bench:
 	@scripts/setup.sh bench
-	$(CARGO) bench --locked --package pollux-bench
+	$(CARGO) bench --locked --package pollux-bench --features control
 
 instructions:
 	@scripts/setup.sh bench

@@ -1,9 +1,11 @@
 //! Benchmarks of Pollux; see `benches/`.
 
+#[cfg(feature = "control")]
 pub mod cluster;
 pub mod instructions;
 pub mod node;
 pub mod pipeline;
+#[cfg(feature = "control")]
 pub mod services;
 
 /// Work that is measured: run after run, each followed by a check that nobody measures.
