@@ -35,7 +35,7 @@ pub fn generate<A: Family>(input: &Input<'_>) -> Ruleset<A> {
     slices.update(input.cluster, &Changes::all(input.cluster));
     let topology =
         Topology { node: input.node_name, zone: input.node().and_then(|node| node.zone.as_deref()) };
-    let mut found: Vec<(&Service, &ServicePort, A::Addr, Vec<Endpoint<'_, A>>)> = Vec::new();
+    let mut found: Vec<Found<'_, A>> = Vec::new();
     for service in input.cluster.services.values().filter(|service| input.serves(service)) {
         let Some(cluster_ip) = service.cluster_ip::<A>() else {
             continue; // OBJ-07
@@ -43,12 +43,12 @@ pub fn generate<A: Family>(input: &Input<'_>) -> Ruleset<A> {
         let slices = slices.of(&service.key, input.cluster);
         for port in &service.ports {
             let endpoints = gather::<A>(&slices, &port.name, port.protocol, topology, &mut Vec::new());
-            found.push((service, port, cluster_ip, endpoints));
+            found.push(Found { service, port, cluster_ip, endpoints });
         }
     }
     // Stable: by age, then by name, then as the object has its ports.
-    found.sort_by_key(|(service, ..)| (service.created.is_none(), service.created));
-    let endpoints: usize = found.iter().map(|(.., endpoints)| endpoints.len()).sum();
+    found.sort_by_key(|found| (found.service.created.is_none(), found.service.created));
+    let endpoints: usize = found.iter().map(|found| found.endpoints.len()).sum();
     let setting = Setting {
         detector: detector(input),
         comments: match endpoints > LARGE_CLUSTER {
@@ -58,7 +58,7 @@ pub fn generate<A: Family>(input: &Input<'_>) -> Ruleset<A> {
         input,
     };
     let mut tables = Tables::new(&setting);
-    for (service, port, cluster_ip, endpoints) in &found {
+    for Found { service, port, cluster_ip, endpoints } in &found {
         let external = is_external::<A>(service, port);
         // EP-03, from the Service's own words.
         let uses = Uses {
@@ -70,6 +70,14 @@ pub fn generate<A: Family>(input: &Input<'_>) -> Ruleset<A> {
         Port::new(service, port, *cluster_ip, &endpoints).write(&setting, &mut tables);
     }
     tables.finish(&setting)
+}
+
+/// A service port with all its endpoints.
+struct Found<'a, A: Family> {
+    service: &'a Service,
+    port: &'a ServicePort,
+    cluster_ip: A::Addr,
+    endpoints: Vec<Endpoint<'a, A>>,
 }
 
 /// What holds for all service ports.

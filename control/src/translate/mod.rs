@@ -55,7 +55,7 @@ pub struct Input<'a> {
 }
 
 /// The tables of one family, and what is needed beside them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Translation<A: Family> {
     /// The tables. A frontend's `service_port` is a place in `ports`.
     pub services: Services<A>,

@@ -114,7 +114,9 @@ fn services(service: &Service) -> Vec<(&'static str, Option<Service>)> {
     with("service: external IPs", &|service| service.external_ips.clear());
     with("service: load-balancer IPs", &|service| service.load_balancer_ips.clear());
     with("service: all ranges removed", &|service| service.source_ranges.clear());
-    with("service: a range removed", &|service| drop(service.source_ranges.pop()));
+    with("service: a range removed", &|service| {
+        service.source_ranges.pop();
+    });
     with("service: affinity", &|service| {
         service.affinity = match service.affinity {
             Some(timeout) => Some(timeout + Duration::from_secs(1)),

@@ -194,7 +194,7 @@ pub(super) fn changes<A: Family>(tables: &Translation<A>) -> Vec<Changed<A>> {
     let policy = services.policy();
     let mut changes = Vec::new();
     let mut add = |operator, what: String, services| {
-        changes.push(Changed { operator, what, tables: Translation { services, ..copy(tables) } });
+        changes.push(Changed { operator, what, tables: Translation { services, ..tables.clone() } });
     };
     for (operator, policy) in policies(policy) {
         add(operator, format!("{policy:?}"), build(&policy, &drafts));
@@ -222,25 +222,14 @@ pub(super) fn changes<A: Family>(tables: &Translation<A>) -> Vec<Changed<A>> {
     changes.push(Changed {
         operator: "table: loopback guard",
         what: format!("{other:?}"),
-        tables: Translation { localhost_node_ports: other, ..copy(tables) },
+        tables: Translation { localhost_node_ports: other, ..tables.clone() },
     });
     changes.push(Changed {
         operator: "table: mark",
         what: format!("{:#x}", tables.mark << 1),
-        tables: Translation { mark: tables.mark << 1, ..copy(tables) },
+        tables: Translation { mark: tables.mark << 1, ..tables.clone() },
     });
     changes
-}
-
-fn copy<A: Family>(tables: &Translation<A>) -> Translation<A> {
-    Translation {
-        services: tables.services.clone(),
-        ports: tables.ports.clone(),
-        health_checks: tables.health_checks.clone(),
-        localhost_node_ports: tables.localhost_node_ports,
-        mark: tables.mark,
-        reports: Vec::new(),
-    }
 }
 
 fn draft<A: Family>(services: &Services<A>, frontend: &Frontend<A>) -> Draft<A> {
@@ -377,7 +366,9 @@ fn variants<A: Family>(draft: &Draft<A>) -> Vec<(&'static str, Draft<A>)> {
         if draft.sets[at].is_empty() {
             continue;
         }
-        with("table: backend removed", &|draft| drop(draft.sets[at].remove(0)));
+        with("table: backend removed", &|draft| {
+            draft.sets[at].remove(0);
+        });
         with("table: backend twice", &|draft| {
             let again = draft.sets[at][0];
             draft.sets[at].push(again);
