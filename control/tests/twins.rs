@@ -156,8 +156,10 @@ fn corpus_is_equal(name: &str, family: Family, prefix: &str) -> Outcome {
     let expected = match family {
         Family::IPv4 if loopback_is_routed => vec![Deliberate::LoopbackLeaves],
         Family::IPv4 => vec![],
-        Family::IPv6 if has_services => vec![Deliberate::UnspecifiedV6, Deliberate::LoopbackV6Answered],
-        Family::IPv6 => vec![Deliberate::UnspecifiedV6],
+        Family::IPv6 if has_services => {
+            vec![Deliberate::UnspecifiedV6, Deliberate::MappedV6, Deliberate::LoopbackV6Answered]
+        }
+        Family::IPv6 => vec![Deliberate::UnspecifiedV6, Deliberate::MappedV6],
     };
     assert_eq!(causes, expected);
     Ok(())
@@ -226,7 +228,7 @@ fn no_06_old_rules_differ_as_known(name: &str, prefix: &str) -> Outcome {
     let (guard, marked) = match name {
         // route_localnet is off there.
         "nodeport-addresses" => (None, None),
-        "lb-source-ranges" => (Some(3), Some(7)),
+        "lb-source-ranges" => (Some(3), Some(8)),
         "nodeport-local-none" => (Some(3), Some(2)),
         _ => (Some(3), None),
     };
