@@ -22,6 +22,8 @@ pub struct Compiled {
     pub ports_v4: ServicePorts<V4>,
     /// Those of IPv6.
     pub ports_v6: ServicePorts<V6>,
+    /// Counts the updates that changed which frontends there are: as long as it stays, so do they.
+    pub frontends: u64,
     /// The health checks that this node answers (UP-05).
     pub health_checks: Arc<[HealthCheck]>,
     /// Conflicts that were decided, and the like: worth saying, no error.
@@ -72,16 +74,14 @@ impl Compiler {
             ports: view.ports.clone(),
             v4: Some(family_tables(v4.services, &view.v4, v4.localhost_node_ports)),
             // A node without an IPv6 address forwards none: such frames are left to the host.
-            v6: view
-                .v6
-                .has_addresses()
-                .then(|| family_tables(v6.services, &view.v6, v6.localhost_node_ports)),
+            v6: view.has_v6().then(|| family_tables(v6.services, &view.v6, v6.localhost_node_ports)),
             masquerade: Masquerade { mark: v4.mark, ports: view.masquerade_ports },
         };
         Compiled {
             tables: Arc::new(tables),
             ports_v4: v4.ports,
             ports_v6: v6.ports,
+            frontends: v4.frontends + v6.frontends,
             health_checks: self.health_checks.of([v4.health_checks, v6.health_checks]),
             reports,
         }
@@ -105,11 +105,10 @@ pub fn compile(cluster: &Cluster, config: &Config, node_name: &str, view: &NodeV
     Compiler::default().update(cluster, config, node_name, view, &Changes::all(cluster))
 }
 
-impl<A: Family> FamilyView<A> {
-    /// Whether an interface has an address of the family other than loopback.
-    fn has_addresses(&self) -> bool {
-        use pollux_dataplane::packet::Address;
-        self.routing.interfaces.local_addresses().iter().any(|address| !address.is_loopback())
+impl NodeView {
+    /// Whether an interface has an IPv6 address other than loopback.
+    pub fn has_v6(&self) -> bool {
+        self.v6.routing.interfaces.local_addresses().iter().any(|address| !address.is_loopback())
     }
 }
 

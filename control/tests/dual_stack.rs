@@ -103,22 +103,37 @@ fn main() -> ExitCode {
         }
     };
     let trials = vec![
-        trial("wk_01_pods_reach_services_on_this_node_and_another", pods_reach_services),
-        trial("pt_02_the_host_reaches_services_pods_and_the_outside", the_host_reaches_everybody),
-        trial("mq_04_a_client_outside_reaches_node_ports", a_client_outside_reaches_node_ports),
-        trial("mq_03_a_pod_reaches_itself_through_its_service", a_pod_reaches_itself),
-        trial("no_01_a_service_without_endpoints_refuses", a_service_without_endpoints_refuses),
-        trial("ct_01_echo_passes_and_nb_02_silence_is_told", echo_passes_and_silence_is_told),
-        trial("nb_01_neighbours_are_followed_in_the_kernel", neighbours_are_followed),
+        trial("wk_01_pods_reach_services_on_this_node_and_another", Start::Plain, pods_reach_services),
+        trial(
+            "pt_02_the_host_reaches_services_pods_and_the_outside",
+            Start::Plain,
+            the_host_reaches_everybody,
+        ),
+        trial("mq_04_a_client_outside_reaches_node_ports", Start::Plain, a_client_outside_reaches_node_ports),
+        trial("mq_03_a_pod_reaches_itself_through_its_service", Start::Plain, a_pod_reaches_itself),
+        trial("no_01_a_service_without_endpoints_refuses", Start::Plain, a_service_without_endpoints_refuses),
+        trial("ct_01_echo_passes_and_nb_02_silence_is_told", Start::Plain, echo_passes_and_silence_is_told),
+        trial("nb_01_the_kernel_s_neighbours_are_followed", Start::KernelNeighbours, neighbours_are_followed),
+        trial("pt_05_ipv6_that_comes_later_is_left_to_the_kernel", Start::WithoutIpv6, ipv6_that_comes_later),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-fn trial(name: &'static str, test: fn(&mut Site) -> Outcome) -> Trial {
+/// What a node is like when its agent starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// Pollux finds its neighbours by itself.
+    Plain,
+    /// It knows those of the kernel.
+    KernelNeighbours,
+    /// The node has no IPv6 address yet.
+    WithoutIpv6,
+}
+
+fn trial(name: &'static str, start: Start, test: fn(&mut Site) -> Outcome) -> Trial {
     Trial::test(name, move || {
-        let neighbours = if name.contains("followed") { json!("kernel") } else { json!([]) };
         let run = || {
-            let mut site = Site::new(name, &neighbours)?;
+            let mut site = Site::new(name, start)?;
             test(&mut site).map_err(|error| format!("{error} ({:?})", site.dropped()))?;
             site.assert_balanced()
         };
@@ -148,7 +163,7 @@ fn machine(name: &str) -> Node {
     })
 }
 
-fn plan() -> Plan {
+fn plan(start: Start) -> Plan {
     let [v4, v6] = &FAMILIES;
     let uplink = |device: Device, [four, six]: [IpAddr; 2]| {
         device.address(address(four, 24)).address(address(six, 64))
@@ -181,10 +196,22 @@ fn plan() -> Plan {
             .route("default via 169.254.1.1 dev eth0")
             .route(format!("default via {GATEWAY} dev eth0"))
     };
+    let node = if start == Start::WithoutIpv6 { without_ipv6(node) } else { node };
     Plan { nodes: vec![outside, node, pod(POD_A, v4.pod_a, v6.pod_a), pod(POD_B, v4.pod_b, v6.pod_b)] }
 }
 
-fn node_document(neighbours: &Value) -> Value {
+/// The node as it is before it has an IPv6 address.
+fn without_ipv6(mut node: Node) -> Node {
+    node.routes.retain(|route| !route.contains(':'));
+    for device in &mut node.devices {
+        device.addresses.retain(|address| !address.contains(':'));
+    }
+    node.settings.retain(|(path, _)| !path.ends_with("disable_ipv6"));
+    node
+}
+
+fn node_document(start: Start) -> Value {
+    let neighbours = if start == Start::KernelNeighbours { json!("kernel") } else { json!([]) };
     let port = |name: &str, role: &str, more: &[(&str, Value)]| {
         let mut port = json!({"name": name, "role": role, "backend": "af_packet"});
         for (field, value) in more {
@@ -250,9 +277,9 @@ fn service(
 }
 
 impl Site {
-    fn new(name: &str, neighbours: &Value) -> Result<Site, Box<dyn std::error::Error>> {
+    fn new(name: &str, start: Start) -> Result<Site, Box<dyn std::error::Error>> {
         let prefix: String = name.split('_').take(3).filter_map(|word| word.get(..2)).collect();
-        let network = Network::build(&plan(), &format!("d-{prefix}-"))?;
+        let network = Network::build(&plan(start), &format!("d-{prefix}-"))?;
         let directory = tempfile::tempdir()?;
         let write = |file: &str, text: String| {
             let path = directory.path().join(file);
@@ -272,7 +299,7 @@ impl Site {
         let sources = Sources {
             config: vec![
                 write("proxy.json", proxy.to_string())?,
-                write("node.json", node_document(neighbours).to_string())?,
+                write("node.json", node_document(start).to_string())?,
             ],
             objects: vec![write("objects.json", objects.to_string())?],
             node: Some(NODE.to_owned()),
@@ -485,6 +512,26 @@ fn neighbours_are_followed(site: &mut Site) -> Outcome {
         }
         site.call(POD_A, SocketAddr::new(family.web, 80))?;
     }
+    Ok(())
+}
+
+fn ipv6_that_comes_later(site: &mut Site) -> Outcome {
+    let [_, v6] = &FAMILIES;
+    assert!(site.agent.state().compiled.tables.v6.is_none());
+    let number = site.agent.state().number;
+    site.node(NODE).set_sysctl("net/ipv6/conf/ens3/disable_ipv6", "0")?;
+    site.node(NODE).ip(&format!("address add {} dev ens3", address(v6.node, 64)))?;
+    let end = Instant::now() + SOON;
+    while site.agent.state().number == number {
+        assert!(Instant::now() < end, "the address is not noticed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(site.agent.state().compiled.tables.v6.is_none());
+    let at = SocketAddr::new(v6.node, 7000);
+    let _server = TcpServer::start(site.node(NODE), at, Service::Echo)?;
+    site.node(OUTSIDE).ip(&format!("neighbour flush to {}", v6.node))?;
+    let mut client = TcpClient::connect(site.node(OUTSIDE), None, at, SOON)?;
+    client.echo(b"hello", SOON)?;
     Ok(())
 }
 

@@ -1,13 +1,15 @@
 //! The model of iptables against files: every dump of the corpus and of the cases is read, and printing what
 //! was read gives it again.
 
+use std::fmt::Write;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
+use pollux_control::iptables::Ruleset;
 use pollux_control::iptables::parse::parse;
-use pollux_control::iptables::{Ruleset, Target};
 use pollux_dataplane::packet::{Family, V4, V6};
 
 /// The files below `folder` that hold rules, in name order.
@@ -83,4 +85,43 @@ fn every_dump_of_the_corpus_is_read_and_printed_again() {
 #[test]
 fn every_dump_of_the_cases_is_read_and_printed_again() {
     all_out_and_back("tests/cases", 130, 9_802);
+}
+
+/// A nat table as kube-proxy writes it for 40,000 Services of one endpoint: 20 MB and more.
+fn large() -> String {
+    let mut text =
+        "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-SERVICES - [0:0]\n".to_string();
+    for at in 0..40_000 {
+        write!(text, ":KUBE-SEP-{at:016} - [0:0]\n:KUBE-SVC-{at:016} - [0:0]\n").unwrap();
+    }
+    text += "-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n";
+    for at in 0..40_000 {
+        let (high, low) = (at / 250, at % 250);
+        let comment = format!("-m comment --comment \"default/service-{at}\"");
+        write!(
+            text,
+            "-A KUBE-SEP-{at:016} -s 10.151.{high}.{low}/32 {comment} -j KUBE-MARK-MASQ\n\
+             -A KUBE-SEP-{at:016} -p tcp {comment} -m tcp -j DNAT --to-destination 10.151.{high}.{low}:80\n\
+             -A KUBE-SERVICES -d 10.150.{high}.{low}/32 -p tcp {comment} -m tcp --dport 80 -j KUBE-SVC-{at:016}\n\
+             -A KUBE-SVC-{at:016} ! -s 10.151.0.0/16 -p tcp {comment} -m tcp --dport 80 -j KUBE-MARK-MASQ\n\
+             -A KUBE-SVC-{at:016} {comment} -m statistic --mode random --probability 0.33333333349 \
+             -j KUBE-SEP-{at:016}\n"
+        )
+        .unwrap();
+    }
+    text + "COMMIT\n"
+}
+
+/// Half a second where this was written, without the optimisation of a release; what is not linear takes
+/// minutes.
+#[test]
+fn a_file_of_200_000_rules_is_read_in_seconds() {
+    let text = large();
+    assert!(text.len() > 20_000_000, "{}", text.len());
+    let start = Instant::now();
+    let rules = parse::<V4>(None, &text).unwrap();
+    let taken = start.elapsed();
+    assert_eq!(rules.rule_count(), 200_001);
+    assert!(taken < Duration::from_secs(20), "{taken:?}");
+    println!("{} bytes in {taken:?}", text.len());
 }

@@ -81,7 +81,7 @@ pub struct Stats {
     pub split: u64,
     /// Frames that ports accepted for sending, to the host port included.
     pub transmitted: u64,
-    /// Frames left to the kernel on ports that it shares, and frames that ended here (ARP answered).
+    /// Frames left to the kernel on ports that it shares, and frames that ended here (ARP and NDP, answered).
     pub delivered: u64,
     /// Frames that wait for a neighbour now.
     pub held: u64,

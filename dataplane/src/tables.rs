@@ -153,9 +153,9 @@ pub struct PortInfo {
     pub foreign: Foreign,
     /// Whether the detector takes the interface for a pod's (MQ-02).
     pub detected: Detected,
-    /// Whether the kernel sees the port's frames as well, answers ARP and takes what is not Pollux's.
+    /// Whether the kernel sees the port's frames as well, answers ARP and NDP and takes what is not Pollux's.
     pub sharing: Sharing,
-    /// NB-01: whether every ARP request is answered.
+    /// NB-01: whether questions for what is routed elsewhere are answered, of ARP and of neighbour discovery.
     pub proxy_arp: ProxyArp,
 }
 
@@ -232,10 +232,10 @@ pub enum Sharing {
 /// NB-01.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ProxyArp {
-    /// Only requests for the port's own addresses are answered.
+    /// Only questions for the port's own addresses are answered.
     #[default]
     Off,
-    /// Every request is.
+    /// So are those for what is routed elsewhere.
     On,
 }
 

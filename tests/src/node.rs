@@ -62,17 +62,7 @@ impl Node {
     /// # Panics
     /// If the files are not right.
     pub fn new(files: &Files, capabilities: Capabilities) -> Node {
-        let loaded = cluster::load(&[&files.objects].map(Clone::clone)).expect("good objects");
-        assert_eq!(loaded.warnings, []);
-        let (config, warnings) = config::load(&files.config).expect("good configuration");
-        assert_eq!(warnings, []);
-        let node = config.node.as_ref().expect("a Node document");
-        let (view, warnings) =
-            NodeView::configured(node, &Links::new(), &config.proxy.detect_local).expect("good routes");
-        assert_eq!(warnings, []);
-        let compiled = compile(&loaded.cluster, &config, "slave1", &view);
-        assert_eq!(compiled.reports, []);
-
+        let (compiled, view) = compiled(files);
         let pool = Pool::new(256).expect("memory for a pool");
         let settings = Settings { connections: 4096, clients: 4096, timeouts: Timeouts::default(), seed: 7 };
         let mut forwarder = Forwarder::new(&settings, pool).expect("memory for a flow table");
@@ -88,6 +78,16 @@ impl Node {
             ports.insert(port.name.clone(), (id, handle));
         }
         Node { worker, ports, compiled, pool, now, taken: 0 }
+    }
+
+    /// Puts other files in force, compiled all at once. The ports stay as they are.
+    ///
+    /// # Panics
+    /// If the files are not right.
+    pub fn change(&mut self, files: &Files) {
+        let (compiled, _) = compiled(files);
+        self.worker.forwarder().set_tables(compiled.tables.clone());
+        self.compiled = compiled;
     }
 
     /// Makes new connections to a Service port (`default/myapp`, or `default/web:http` with a named port)
@@ -231,4 +231,19 @@ impl Node {
         let port = ports.by_name(port).and_then(|id| ports.get(id)).expect("a port of that name");
         port.link_address.0
     }
+}
+
+/// The tables of slave1 under the given files, and its view of itself.
+fn compiled(files: &Files) -> (Compiled, NodeView) {
+    let loaded = cluster::load(&[&files.objects].map(Clone::clone)).expect("good objects");
+    assert_eq!(loaded.warnings, []);
+    let (config, warnings) = config::load(&files.config).expect("good configuration");
+    assert_eq!(warnings, []);
+    let node = config.node.as_ref().expect("a Node document");
+    let (view, warnings) =
+        NodeView::configured(node, &Links::new(), &config.proxy.detect_local).expect("good routes");
+    assert_eq!(warnings, []);
+    let compiled = compile(&loaded.cluster, &config, "slave1", &view);
+    assert_eq!(compiled.reports, []);
+    (compiled, view)
 }

@@ -225,6 +225,59 @@ spec:
             )
     }
 
+    /// The node as a dual-stack one: an IPv6 address, the same pods and backends with IPv6 addresses, the
+    /// Services default/myapp6 (fd00:10:150::86, node port 30086) and default/none6 (fd00:10:150::99). Only
+    /// slave2 is a known neighbour; pods are to be found.
+    pub fn with_ipv6(self) -> Cluster {
+        self.edit_proxy("clusterCIDR: 10.151.0.0/16", "clusterCIDR: 10.151.0.0/16,fd00:10:151::/48")
+            .edit_node("addresses: [172.16.1.50/12]", "addresses: [172.16.1.50/12, '2001:db8:1::50/64']")
+            .edit_node(
+                "routes:\n",
+                "routes:\n\
+                 - {to: '::/0', via: '2001:db8:1::1', dev: ens3}\n\
+                 - {to: 'fd00:10:151:49::/64', via: '2001:db8:1::88', dev: ens3}\n\
+                 - {to: 'fd00:10:151:51::/64', kind: blackhole}\n\
+                 - {to: 'fd00:10:151:51::7', dev: cali566211caf94}\n\
+                 - {to: 'fd00:10:151:51::8', dev: caliee93b0bdd66}\n",
+            )
+            .edit_node(
+                "neighbours:\n",
+                "neighbours:\n\
+                 - {address: '2001:db8:1::88', linkAddress: 'fa:16:3e:a9:16:9f', dev: ens3}\n",
+            )
+            .with_objects(
+                "apiVersion: v1
+kind: Service
+metadata: {name: myapp6, namespace: default}
+spec:
+  type: NodePort
+  clusterIP: 'fd00:10:150::86'
+  clusterIPs: ['fd00:10:150::86']
+  ipFamilies: [IPv6]
+  ports: [{port: 80, protocol: TCP, targetPort: 80, nodePort: 30086}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: myapp6-1, namespace: default, labels: {kubernetes.io/service-name: myapp6}}
+addressType: IPv6
+ports: [{name: \"\", port: 80, protocol: TCP}]
+endpoints:
+- {addresses: ['fd00:10:151:49::8'], nodeName: slave2, conditions: {ready: true}}
+- {addresses: ['fd00:10:151:51::8'], nodeName: slave1, conditions: {ready: true}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: none6, namespace: default}
+spec:
+  type: ClusterIP
+  clusterIP: 'fd00:10:150::99'
+  clusterIPs: ['fd00:10:150::99']
+  ipFamilies: [IPv6]
+  ports: [{port: 80, protocol: TCP, targetPort: 80}]
+",
+            )
+    }
+
     /// kube-proxy's `masqueradeAll` (W5).
     pub fn with_masquerade_all(self) -> Cluster {
         self.edit_proxy("conntrack:\n", "iptables:\n  masqueradeAll: true\nconntrack:\n")

@@ -318,3 +318,24 @@ fn a_connections_later_packets_follow_its_entry() {
     assert_eq!(traced["verdict"], "forward");
     assert_eq!(traced["source"], "172.16.1.50");
 }
+
+#[test]
+fn af_01_affinity_is_said_in_the_words_of_its_rules_and_offers_all_backends() {
+    let affine = "sessionAffinity: ClientIP";
+    let files = &Cluster::seed().edit_objects("sessionAffinity: None", affine).files();
+    let packet = "tcp 10.151.51.7:40000 > 10.150.18.86:80";
+    let choice = Some((MYAPP, "10.151.51.8:80"));
+    let question = Question { files, input: port::POD_7, packet, choice };
+    question.assert_agreed(3);
+    let traced = question.traced();
+    let steps = traced["steps"].as_array().expect("a list");
+    let rules: Vec<_> = steps.iter().filter_map(|step| step["rule"].as_str()).collect();
+    // As iptables-save prints it where kube-proxy wrote it.
+    let set = "-p tcp -m recent --set --name KUBE-SEP-Y6Q4QAGGLGL6PUEO --mask 255.255.255.255 --rsource \
+               -m tcp -j DNAT --to-destination 10.151.51.8:80";
+    assert!(rules.contains(&set), "{traced:#}");
+    assert!(
+        rules.iter().any(|rule| rule.starts_with("-m recent --rcheck --seconds 10800 --reap")),
+        "{traced:#}"
+    );
+}

@@ -6,6 +6,7 @@ use std::fmt::{self, Display};
 use tracing::info;
 
 use crate::cluster::{Cluster, EndpointSlice, NamespacedName};
+use crate::translate::Changes;
 
 /// Lines that one change may write; what is beyond is counted. Thousands of Services can come at once.
 const LINES: usize = 50;
@@ -51,32 +52,32 @@ pub(super) enum Change {
     Endpoints { service: NamespacedName, added: Vec<String>, removed: Vec<String> },
 }
 
-/// The differences, in the order of names.
-pub(super) fn between(old: &Cluster, new: &Cluster) -> Vec<Change> {
-    let mut changes = Vec::new();
-    let keys: BTreeSet<_> = old.services.keys().chain(new.services.keys()).collect();
-    for key in keys {
+/// The differences in what has changed, in the order of names. Of endpoints the changed slices are looked at
+/// only: one that an unchanged slice has as well is named all the same.
+pub(super) fn between(old: &Cluster, new: &Cluster, changes: &Changes) -> Vec<Change> {
+    let mut found = Vec::new();
+    for key in &changes.services {
         match (old.services.get(key), new.services.get(key)) {
-            (None, Some(_)) => changes.push(Change::ServiceAdded(key.clone())),
-            (Some(_), None) => changes.push(Change::ServiceRemoved(key.clone())),
-            (old, new) if old != new => changes.push(Change::ServiceChanged(key.clone())),
+            (None, Some(_)) => found.push(Change::ServiceAdded(key.clone())),
+            (Some(_), None) => found.push(Change::ServiceRemoved(key.clone())),
+            (old, new) if old != new => found.push(Change::ServiceChanged(key.clone())),
             _ => {}
         }
     }
-    let (before, after) = (endpoints(old), endpoints(new));
+    let (before, after) = (endpoints(old, changes), endpoints(new, changes));
     let none = Endpoints::new();
     let keys: BTreeSet<_> = before.keys().chain(after.keys()).copied().collect();
     for key in keys {
         let (before, after) = (before.get(key).unwrap_or(&none), after.get(key).unwrap_or(&none));
         if before != after {
-            changes.push(Change::Endpoints {
+            found.push(Change::Endpoints {
                 service: key.clone(),
                 added: after.difference(before).map(Endpoint::to_string).collect(),
                 removed: before.difference(after).map(Endpoint::to_string).collect(),
             });
         }
     }
-    changes
+    found
 }
 
 /// Writes the differences into the log.
@@ -96,9 +97,9 @@ pub(super) fn log(changes: &[Change]) {
     }
 }
 
-fn endpoints(cluster: &Cluster) -> BTreeMap<&NamespacedName, Endpoints> {
+fn endpoints<'a>(cluster: &'a Cluster, changes: &Changes) -> BTreeMap<&'a NamespacedName, Endpoints> {
     let mut all: BTreeMap<_, Endpoints> = BTreeMap::new();
-    for slice in cluster.slices.values() {
+    for slice in changes.slices.iter().filter_map(|key| cluster.slices.get(key)) {
         if let Some(service) = &slice.service {
             all.entry(service).or_default().extend(of_slice(slice));
         }
@@ -158,9 +159,10 @@ mod tests {
     fn up_01_what_came_and_went_is_named() {
         let old = cluster(&["web", "old"], &[("10.0.0.1", true), ("10.0.0.2", true)]);
         let new = cluster(&["web", "new"], &[("10.0.0.1", false), ("10.0.0.3", true)]);
-        assert_eq!(between(&old, &old), []);
+        let changes = Changes::between(&old, &new);
+        assert_eq!(between(&old, &old, &changes), []);
         assert_eq!(
-            between(&old, &new),
+            between(&old, &new, &changes),
             [
                 Change::ServiceAdded(NamespacedName::new("default", "new")),
                 Change::ServiceRemoved(NamespacedName::new("default", "old")),

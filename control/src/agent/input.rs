@@ -2,6 +2,7 @@
 //! enters; a change of the files is read in the same way.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Config, NodeConfig};
@@ -24,7 +25,7 @@ pub struct Inputs {
     /// The configuration.
     pub config: Config,
     /// The objects.
-    pub cluster: Cluster,
+    pub cluster: Arc<Cluster>,
     /// The node's name.
     pub node: String,
 }
@@ -47,7 +48,7 @@ impl Sources {
         warnings.extend(objects.warnings);
         let node = self.node.clone().or_else(|| config.proxy.hostname_override.clone());
         let node = node.unwrap_or_else(host_name);
-        Ok((Inputs { config, cluster: objects.cluster, node }, warnings))
+        Ok((Inputs { config, cluster: Arc::new(objects.cluster), node }, warnings))
     }
 }
 

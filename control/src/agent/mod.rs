@@ -314,7 +314,7 @@ fn settings(config: &Config) -> Settings {
 }
 
 /// Says what is worth saying about the input.
-pub fn report(warnings: &[Problem]) {
+pub fn report<'a>(warnings: impl IntoIterator<Item = &'a Problem>) {
     for warning in warnings {
         warn!("{warning}");
     }

@@ -25,7 +25,7 @@ use crate::cluster::IpPrefix;
 use crate::config::NodeConfig;
 use crate::config::node::{Backend, PortConfig, Role};
 use crate::kernel;
-use crate::kernel::host_port::{self, HostPort, HostPortConfig};
+use crate::kernel::host_port::{self, HostPort, HostPortConfig, Ipv6};
 use crate::kernel::netns::Netns;
 use crate::kernel::sandbox::require_tun;
 use crate::kernel::state::{FamilyState, KernelState, LinkAddress, Scope};
@@ -214,7 +214,7 @@ pub(super) struct HostRoutes {
     netns: Netns,
     /// Nothing when no TAP is the host port, and after it was put back.
     port: Option<HostPort>,
-    /// Whether the node has an IPv6 address to speak with; without, the interface has no IPv6.
+    /// Whether the node has an IPv6 address; without, the interface has no IPv6.
     speaks_v6: bool,
     prefixes: Vec<IpPrefix>,
 }
@@ -242,12 +242,15 @@ impl HostRoutes {
                 prefixes: Vec::new(),
             });
         };
-        let source_v6 = own_address::<V6>(config, kernel, &kernel.v6);
+        // Also while there is no address to speak with yet: it may come.
+        let has_v6 = kernel.v6.addresses.iter().any(|address| !address.address.is_loopback());
+        let ipv6 = if has_v6 { Ipv6::On } else { Ipv6::Off };
         let port = HostPort::set_up(HostPortConfig {
             interface: tap.interface.clone(),
             mtu: tap.mtu.map_or(DEFAULT_MTU, u32::from),
             source_v4: own_address::<V4>(config, kernel, &kernel.v4),
-            source_v6,
+            source_v6: own_address::<V6>(config, kernel, &kernel.v6),
+            ipv6,
             state_directory: state_directory.clone(),
             name: name.clone(),
         })
@@ -255,7 +258,7 @@ impl HostRoutes {
         Ok(HostRoutes {
             netns: netns.clone(),
             port: Some(port),
-            speaks_v6: source_v6.is_some(),
+            speaks_v6: has_v6,
             prefixes: service_prefixes.clone(),
         })
     }

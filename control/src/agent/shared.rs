@@ -1,7 +1,7 @@
 //! What the agent's threads share: what is in force, the worker's handle, and the one way to change
 //! something.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -16,13 +16,14 @@ use tracing::{debug, info, warn};
 use super::input::Inputs;
 use super::ports::HostRoutes;
 use super::{changes, machine};
-use crate::compile::{Compiled, compile};
+use crate::compile::{Compiled, Compiler};
 use crate::config::NodeConfig;
 use crate::config::node::Source;
 use crate::kernel::mirror::Mirror;
 use crate::kernel::state::{Changes, FamilyState, KernelState, NeighbourKey, NeighbourState};
 use crate::node::NodeView;
 use crate::problem::{Problem, Problems};
+use crate::translate;
 
 /// Neighbours that the worker learns at a time.
 const LESSON: usize = 128;
@@ -63,9 +64,20 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     pub(super) kernel: Kernel,
     state: RwLock<Arc<State>>,
-    /// Held while something is changed, so that changes come one after the other: the host's routes to
-    /// service addresses.
-    changing: Mutex<HostRoutes>,
+    /// Whether IPv6 was forwarded from the start: what the guard keeps from the kernel, and the host port's
+    /// side, were made for that.
+    forwards_v6: bool,
+    /// Held while something is changed, so that changes come one after the other.
+    changing: Mutex<Changing>,
+}
+
+/// What follows the changes.
+struct Changing {
+    compiler: Compiler,
+    /// The host's routes to service addresses.
+    host: HostRoutes,
+    /// Whether they lead to the addresses in force.
+    leads: bool,
 }
 
 /// A neighbour to be learnt, or forgotten when there is no link address.
@@ -83,10 +95,13 @@ impl Shared {
         let began = Instant::now();
         let (view, warnings) = kernel.read(|state| machine::view(&inputs.config, state))?;
         super::report(&warnings);
-        let compiled = compile(&inputs.cluster, &inputs.config, &inputs.node, &view);
+        let mut compiler = Compiler::default();
+        let changes = translate::Changes::all(&inputs.cluster);
+        let compiled = compiler.update(&inputs.cluster, &inputs.config, &inputs.node, &view, &changes);
         super::report(&compiled.reports);
         log_in_force(&inputs, began.elapsed());
         host.lead(&compiled.tables).map_err(crate::cli::Failure::environment)?;
+        let forwards_v6 = compiled.tables.v6.is_some();
         let state = State { inputs, view, compiled, number: 1, since: Timestamp::now() };
         Ok(Arc::new(Shared {
             worker,
@@ -94,7 +109,8 @@ impl Shared {
             started: began,
             kernel,
             state: RwLock::new(Arc::new(state)),
-            changing: Mutex::new(host),
+            forwards_v6,
+            changing: Mutex::new(Changing { compiler, host, leads: true }),
         }))
     }
 
@@ -124,9 +140,10 @@ impl Shared {
             super::report(&warnings);
             machine::share(view, &old.view)
         };
-        let differences = changes::between(&old.inputs.cluster, &inputs.cluster);
-        self.put_in_force(inputs, view, &old, &mut changing)?;
-        changes::log(&differences);
+        let cluster = Arc::clone(&inputs.cluster);
+        let changed = translate::Changes::between(&old.inputs.cluster, &cluster);
+        self.put_in_force(inputs, view, &old, &mut changing, &changed)?;
+        changes::log(&changes::between(&old.inputs.cluster, &cluster, &changed));
         Ok(())
     }
 
@@ -153,14 +170,14 @@ impl Shared {
         }
     }
 
-    fn follow_routing(&self, old: &State, changing: &mut HostRoutes) -> Result<(), Problems> {
+    fn follow_routing(&self, old: &State, changing: &mut Changing) -> Result<(), Problems> {
         let (view, _) = self.kernel.read(|state| machine::view(&old.inputs.config, state))?;
         let view = machine::share(view, &old.view);
         if machine::is_same(&view, &old.view) {
             return Ok(());
         }
         info!("the kernel's links, addresses or routes changed");
-        self.put_in_force(old.inputs.clone(), view, old, changing)
+        self.put_in_force(old.inputs.clone(), view, old, changing, &translate::Changes::default())
     }
 
     /// Teaches the worker all neighbours that are known from the configuration or the kernel.
@@ -178,32 +195,50 @@ impl Shared {
 
     /// Puts the host's side of the host port back.
     pub(super) fn restore_host(&self) {
-        self.change().restore();
+        self.change().host.restore();
     }
 
-    fn change(&self) -> MutexGuard<'_, HostRoutes> {
+    fn change(&self) -> MutexGuard<'_, Changing> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compiles, and gives the worker the result: at once as a whole.
+    /// Compiles what has changed, and gives the worker the result: at once as a whole.
     fn put_in_force(
         &self,
         inputs: Inputs,
         view: NodeView,
         old: &State,
-        host: &mut HostRoutes,
+        changing: &mut Changing,
+        changes: &translate::Changes,
     ) -> Result<(), Problems> {
         let began = Instant::now();
-        let compiled = compile(&inputs.cluster, &inputs.config, &inputs.node, &view);
-        super::report(&compiled.reports);
+        let Inputs { config, cluster, node } = &inputs;
+        let mut compiled = changing.compiler.update(cluster, config, node, &view, changes);
+        // The kernel would forward it as well.
+        if let Some(tables) = Arc::get_mut(&mut compiled.tables).filter(|_| !self.forwards_v6)
+            && tables.v6.take().is_some()
+            && !old.view.has_v6()
+        {
+            warn!("the node has got an IPv6 address: IPv6 is forwarded from the next start on");
+        }
         if self.worker.send(Command::Tables(Arc::clone(&compiled.tables))).is_err() {
             return Err(Problems(vec![problem("", "the worker has stopped".to_owned())]));
         }
         self.worker.collect();
         log_in_force(&inputs, began.elapsed());
-        if let Err(error) = host.lead(&compiled.tables) {
-            // Forwarding is right all the same; the next change tries again.
-            warn!("the host's routes to service addresses: {error}");
+        // What was said of the state before is not said again.
+        let known: BTreeSet<_> = old.compiled.reports.iter().map(|one| (&one.object, &one.text)).collect();
+        let news = compiled.reports.iter().filter(|one| !known.contains(&(&one.object, &one.text)));
+        super::report(news);
+        let same_addresses =
+            compiled.frontends == old.compiled.frontends && machine::is_same(&view, &old.view);
+        if !same_addresses || !changing.leads {
+            let led = changing.host.lead(&compiled.tables);
+            changing.leads = led.is_ok();
+            if let Err(error) = led {
+                // Forwarding is right all the same; the next change tries again.
+                warn!("the host's routes to service addresses: {error}");
+            }
         }
         let lessons = differences(&listed(&old.view), &listed(&view));
         let state = State { inputs, view, compiled, number: old.number + 1, since: Timestamp::now() };

@@ -19,7 +19,7 @@
 //!   linkAddress: fa:16:3e:92:11:ca  # the interface's own when it is not said
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
 //!   addresses: [172.16.1.50/12]     # the node's addresses on it
-//!   proxyArp: false                 # answer ARP for what is routed elsewhere (NB-01)
+//!   proxyArp: false                 # answer ARP and NDP for what is routed elsewhere (NB-01)
 //!   foreign: host                   # host, drop: what is not Pollux's to forward (FW-06)
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
 //! interfaces:                       # interfaces that are no ports but hold addresses (NAT-04)
@@ -180,7 +180,7 @@ pub struct PortConfig {
     pub mtu: Option<u16>,
     /// The node's addresses on it, in order.
     pub addresses: Vec<InterfaceAddress>,
-    /// Whether ARP for what is routed elsewhere is answered.
+    /// Whether ARP and neighbour discovery for what is routed elsewhere are answered.
     pub proxy_arp: ProxyArp,
     /// Where frames go that are not Pollux's to forward.
     pub foreign: Foreign,

@@ -211,7 +211,7 @@ fn a_node_document_is_read_whole() {
 #[test]
 fn all_errors_of_a_node_document_are_reported_at_once() {
     let errors = node(
-        "workers: 0\nsysctl: {nf_conntrack_tcp_timeout: 5, nf_conntrack_udp_timeout: -3}\n\
+        "workers: 0\naffinity: {clients: 0}\nsysctl: {nf_conntrack_tcp_timeout: 5, nf_conntrack_udp_timeout: -3}\n\
          ports:\n\
          - {name: ens3, role: uplink, backend: af_packet, linkAddress: 'ff:16:3e:92:11', mtu: 60, \
             addresses: [172.16.1.500/12]}\n\
@@ -235,6 +235,7 @@ fn all_errors_of_a_node_document_are_reported_at_once() {
         lines,
         [
             ": workers 0 is not in 1-1024",
+            ": affinity.clients 0 is not in 1-268435456",
             ": sysctl.nf_conntrack_tcp_timeout is not known",
             ": sysctl.nf_conntrack_udp_timeout -3 is not in 1-4294967295",
             " port ens3: linkAddress ff:16:3e:92:11 is not a link address (six bytes in hex, aa:bb:cc:dd:ee:ff)",

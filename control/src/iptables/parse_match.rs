@@ -264,21 +264,19 @@ impl<A: Family> Module<A> {
     fn limit(&mut self, option: &str, words: &mut Words<'_>) -> Result<bool, String> {
         let Parts::Limit { rate, burst } = &mut self.parts else { return Ok(false) };
         let value = words.value(option)?;
-        let place = match option {
+        let (place, text) = match option {
             "--limit" => {
                 let (count, unit) = value.split_once('/').unwrap_or((&value, "second"));
-                let known = ["second", "minute", "hour", "day"].iter().any(|name| name.starts_with(unit));
-                if number(count).unwrap_or(0) == 0 || unit.is_empty() || !known {
-                    return Err(format!("{option} {value:?} is not a rate (such as 5/minute)"));
+                let units = [("second", "sec"), ("minute", "min"), ("hour", "hour"), ("day", "day")];
+                let unit = units.iter().find(|(name, _)| !unit.is_empty() && name.starts_with(unit));
+                match (number(count), unit) {
+                    (Ok(count @ 1..), Some((_, unit))) => (rate, format!("{count}/{unit}")),
+                    _ => return Err(format!("{option} {value:?} is not a rate (such as 5/minute)")),
                 }
-                rate
             }
-            _ => {
-                number(&value)?;
-                burst
-            }
+            _ => (burst, number(&value)?.to_string()),
         };
-        match place.replace(value.into_owned()) {
+        match place.replace(text) {
             Some(_) => Err(format!("{option} stands twice")),
             None => Ok(true),
         }

@@ -1,7 +1,6 @@
 //! The targets: `-j NAME` and their options.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 use std::ops::RangeInclusive;
 
 use pollux_dataplane::packet::{Family, Protocol};
@@ -21,7 +20,7 @@ pub(super) enum TargetDraft<'a, A: Family> {
     ConnMark { action: Option<ConnMark>, ct_mask: Option<u32>, mark_mask: Option<u32> },
     Nat { name: &'static str, to: Option<To<A>>, random: RandomPorts, persistent: bool },
     Masquerade { ports: Option<RangeInclusive<u16>>, random: RandomPorts },
-    Log(String),
+    Log { prefix: Option<String>, level: u32, flags: u8 },
 }
 
 /// Where NAT translates to.
@@ -112,7 +111,7 @@ impl<'a, A: Family> TargetDraft<'a, A> {
             "DNAT" => nat("DNAT"),
             "SNAT" => nat("SNAT"),
             "MASQUERADE" => TargetDraft::Masquerade { ports: None, random: RandomPorts::Keep },
-            "LOG" => TargetDraft::Log(String::new()),
+            "LOG" => TargetDraft::Log { prefix: None, level: LOG_WARNING, flags: 0 },
             _ => TargetDraft::Jump(name),
         }
     }
@@ -148,20 +147,16 @@ impl<'a, A: Family> TargetDraft<'a, A> {
                 "--random-fully" => *random = RandomPorts::Fully,
                 _ => return Ok(false),
             },
-            TargetDraft::Log(options) => match option {
+            TargetDraft::Log { prefix, level, flags } => match option {
                 "--log-level" => {
                     let value = words.value(option)?;
-                    let level =
-                        log_level(&value).ok_or_else(|| format!("{option} {value:?} is not known"))?;
-                    write_option(options, &format!("{option} {level}"));
+                    *level = log_level(&value).ok_or_else(|| format!("{option} {value:?} is not known"))?;
                 }
-                "--log-prefix" => {
-                    let value = words.value(option)?;
-                    write_option(options, &format!("{option} {}", quoted(&value)));
-                }
-                "--log-tcp-sequence" | "--log-tcp-options" | "--log-ip-options" | "--log-uid"
-                | "--log-macdecode" => write_option(options, option),
-                _ => return Ok(false),
+                "--log-prefix" => *prefix = Some(words.value(option)?.into_owned()),
+                _ => match LOG_FLAGS.iter().position(|name| *name == option) {
+                    Some(bit) => *flags |= 1 << bit,
+                    None => return Ok(false),
+                },
             },
             _ => return Ok(false),
         }
@@ -275,7 +270,7 @@ impl<'a, A: Family> TargetDraft<'a, A> {
                 }
                 Target::Masquerade { ports, random }
             }
-            TargetDraft::Log(options) => Target::Log(options),
+            TargetDraft::Log { prefix, level, flags } => Target::Log(log_options(prefix, level, flags)),
         })
     }
 }
@@ -334,6 +329,13 @@ fn translation<A: Family>(text: &str) -> Result<To<A>, String> {
     Ok(To { addresses, ports })
 }
 
+/// The level that LOG has if none is given.
+const LOG_WARNING: u32 = 4;
+
+/// LOG's options that take no value, in the order in which iptables-save prints them.
+const LOG_FLAGS: [&str; 5] =
+    ["--log-tcp-sequence", "--log-tcp-options", "--log-ip-options", "--log-uid", "--log-macdecode"];
+
 /// syslog's levels, as numbers.
 fn log_level(text: &str) -> Option<u32> {
     let names = ["emerg", "alert", "crit", "error", "warning", "notice", "info", "debug"];
@@ -341,7 +343,11 @@ fn log_level(text: &str) -> Option<u32> {
     named.or_else(|| number(text).ok()).filter(|level| *level < 8)
 }
 
-fn write_option(options: &mut String, text: &str) {
-    let blank = if options.is_empty() { "" } else { " " };
-    write!(options, "{blank}{text}").expect("a string takes everything");
+/// As iptables-save prints them, which leaves out what is not said.
+fn log_options(prefix: Option<String>, level: u32, flags: u8) -> String {
+    let prefix = prefix.map(|prefix| format!("--log-prefix {}", quoted(&prefix)));
+    let level = (level != LOG_WARNING).then(|| format!("--log-level {level}"));
+    let flags = LOG_FLAGS.iter().enumerate().filter(|(bit, _)| flags & (1 << bit) != 0);
+    let flags = flags.map(|(_, name)| (*name).to_string());
+    prefix.into_iter().chain(level).chain(flags).collect::<Vec<_>>().join(" ")
 }

@@ -101,7 +101,8 @@ fn addresses_interfaces_and_protocols() {
         ("udplite", 136),
         ("dccp", 33),
         ("gre", 47),
-        ("143", 143),
+        ("ethernet", 143),
+        ("200", 200),
         ("0x11", 17),
     ] {
         let protocol = Protocol(number);
@@ -346,7 +347,7 @@ fn what_depends_on_the_world() {
     assert_eq!(tests4("-m nfacct --nfacct-name  drops"), [yes(Test::Nfacct("drops".into()))]);
     assert_eq!(tests4("-m limit"), [yes(Test::Limit("--limit 3/hour --limit-burst 5".into()))]);
     let limit = Test::Limit("--limit 10/sec --limit-burst 7".into());
-    assert_eq!(tests4("-m limit --limit-burst 7 --limit 10/sec"), [yes(limit)]);
+    assert_eq!(tests4("-m limit --limit-burst 7 --limit 10/second"), [yes(limit)]);
     assert!(error::<V4>("-m limit --limit 5/year").contains("5/year"));
     assert!(error::<V4>("-m set --match-set A dst,srv").contains("srv"));
     assert!(error::<V4>("-m nfacct ! --nfacct-name a").contains('!'));
@@ -389,8 +390,9 @@ fn targets_that_end_a_walk() {
     assert!(error::<V4>("-g DROP").contains("no chain"));
     assert!(error::<V4>("-j NFLOG").contains("not supported"));
     assert!(error::<V4>("-j ACCEPT -j DROP").contains("already"));
-    let log = Target::Log(r#"--log-prefix "a b: " --log-level 4 --log-uid"#.into());
-    assert_eq!(target(r#"-j LOG --log-prefix "a b: " --log-level warning --log-uid"#), log);
+    let log = Target::Log(r#"--log-prefix "a b: " --log-level 6 --log-uid"#.into());
+    assert_eq!(target(r#"-j LOG --log-uid --log-level info --log-prefix "a b: ""#), log);
+    assert_eq!(target("-j LOG --log-level warning"), Target::Log(String::new()));
     assert_eq!(target("-j LOG"), Target::Log(String::new()));
 }
 

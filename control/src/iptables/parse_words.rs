@@ -209,46 +209,23 @@ pub(super) fn interface(text: &str) -> Result<Interface, String> {
     Ok(Interface { name: name.to_string(), prefix })
 }
 
-/// Protocols by the names that iptables and `/etc/protocols` have for them. The first name of a number is the
-/// one that is printed.
+/// Protocols by the names that iptables and `/etc/protocols` have for them: iptables-save prints what the
+/// latter says. The first name of a number is the one that is printed.
+#[rustfmt::skip]
 pub(super) const PROTOCOLS: &[(&str, u8)] = &[
-    ("tcp", 6),
-    ("udp", 17),
-    ("sctp", 132),
-    ("icmp", 1),
-    ("ipv6-icmp", 58),
-    ("icmpv6", 58),
-    ("icmp6", 58),
-    ("esp", 50),
-    ("ah", 51),
-    ("udplite", 136),
-    ("dccp", 33),
-    ("gre", 47),
-    ("igmp", 2),
-    ("ggp", 3),
-    ("ipencap", 4),
-    ("ipv4", 4),
-    ("ipv6", 41),
-    ("ipv6-route", 43),
-    ("ipv6-frag", 44),
-    ("rsvp", 46),
-    ("ipv6-nonxt", 59),
-    ("ipv6-opts", 60),
-    ("eigrp", 88),
-    ("ospf", 89),
-    ("ipip", 94),
-    ("etherip", 97),
-    ("encap", 98),
-    ("pim", 103),
-    ("ipcomp", 108),
-    ("vrrp", 112),
-    ("l2tp", 115),
-    ("mobility-header", 135),
-    ("ipv6-mh", 135),
-    ("mh", 135),
-    ("mpls-in-ip", 137),
-    ("hip", 139),
-    ("all", 0),
+    ("tcp", 6), ("udp", 17), ("sctp", 132), ("icmp", 1), ("ipv6-icmp", 58),
+    ("icmpv6", 58), ("icmp6", 58), ("igmp", 2), ("ggp", 3), ("ipencap", 4),
+    ("st", 5), ("egp", 8), ("igp", 9), ("pup", 12), ("hmp", 20),
+    ("xns-idp", 22), ("rdp", 27), ("iso-tp4", 29), ("dccp", 33), ("xtp", 36),
+    ("ddp", 37), ("idpr-cmtp", 38), ("ipv6", 41), ("ipv6-route", 43), ("ipv6-frag", 44),
+    ("idrp", 45), ("rsvp", 46), ("gre", 47), ("esp", 50), ("ah", 51),
+    ("skip", 57), ("ipv6-nonxt", 59), ("ipv6-opts", 60), ("rspf", 73), ("vmtp", 81),
+    ("eigrp", 88), ("ospf", 89), ("ax.25", 93), ("ipip", 94), ("etherip", 97),
+    ("encap", 98), ("pim", 103), ("ipcomp", 108), ("vrrp", 112), ("l2tp", 115),
+    ("isis", 124), ("fc", 133), ("mobility-header", 135), ("udplite", 136), ("mpls-in-ip", 137),
+    ("manet", 138), ("hip", 139), ("shim6", 140), ("wesp", 141), ("rohc", 142),
+    ("ethernet", 143), ("ipv4", 4), ("ipv6-mh", 135), ("mh", 135), ("all", 0),
+    ("ip", 0),
 ];
 
 /// A protocol by name or number; 0 is all of them.

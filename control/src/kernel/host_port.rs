@@ -48,12 +48,23 @@ pub struct HostPortConfig {
     /// `src` of the routes to IPv4 service addresses: the address that the node speaks with. Nothing: the
     /// kernel chooses for each packet.
     pub source_v4: Option<Ipv4Addr>,
-    /// The same for IPv6. Nothing: the interface has no IPv6 at all.
+    /// The same for IPv6.
     pub source_v6: Option<Ipv6Addr>,
+    /// Whether the interface has IPv6 at all.
+    pub ipv6: Ipv6,
     /// Directory of the state file and its lock, [`STATE_DIRECTORY`] on a node; made if it is missing.
     pub state_directory: PathBuf,
     /// Name of the instance, and so of the state file: two on one machine need two.
     pub name: String,
+}
+
+/// Whether the host takes part in IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ipv6 {
+    /// It does: the node has an address.
+    On,
+    /// It does not.
+    Off,
 }
 
 /// The host's side of the host port, set up. Dropping it puts everything back.
@@ -123,7 +134,7 @@ impl HostPort {
         v4: &BTreeSet<Prefix<V4>>,
         v6: &BTreeSet<Prefix<V6>>,
     ) -> Result<RouteUpdate, Error> {
-        if self.config.source_v6.is_none() && !v6.is_empty() {
+        if self.config.ipv6 == Ipv6::Off && !v6.is_empty() {
             return Err(Error::Invalid(format!(
                 "{} has no IPv6 and cannot take routes to IPv6 service addresses",
                 self.config.interface
@@ -178,7 +189,7 @@ impl HostPort {
         // own addresses as its source.
         self.set_sysctl(&four("accept_local"), "1")?;
         if Path::new("/proc/sys/net/ipv6").exists() {
-            if self.config.source_v6.is_some() {
+            if self.config.ipv6 == Ipv6::On {
                 self.set_sysctl(&six("disable_ipv6"), "0")?;
                 // Neither a link-local address with its announcements nor routers are of any use here.
                 self.set_sysctl(&six("addr_gen_mode"), "1")?;

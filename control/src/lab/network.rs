@@ -2,8 +2,8 @@
 //!
 //! A plan is written in the words of `ip address` and `ip route`, so that it reads like the output it
 //! imitates. Devices of a node are created in the order in which they are listed, because the kernel's choice
-//! of a masquerade source follows that order (NAT-04). IPv6 is off: its router and neighbour solicitations
-//! would be noise in the captures.
+//! of a masquerade source follows that order (NAT-04). IPv6 is off where a node's settings do not switch it
+//! on: its router and neighbour solicitations would be noise in the captures.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

@@ -212,7 +212,7 @@ fn trace_family<A: Family>(
         }),
         backends,
         steps: words.steps(events),
-        out: if follow { run.out(compiled) } else { None },
+        out: if follow { run.out(compiled, pool) } else { None },
     })
 }
 
@@ -368,14 +368,13 @@ impl Run {
     }
 
     /// The packet itself, when it left.
-    fn out(&self, compiled: &Compiled) -> Option<Out> {
+    fn out(&self, compiled: &Compiled, pool: &'static Pool) -> Option<Out> {
         let left = |event: &Event| matches!(event, Event::Sent { .. } | Event::Delivered { .. });
         if words::dropped(&self.events).is_some() || !self.events.iter().any(left) {
             return None;
         }
         let (port, frame) = self.frames.first()?;
         let link = ethernet::Ethernet::new_checked(frame)?;
-        let pool = Pool::new(1).ok()?;
         let mut packet = Packet::copy_of(pool, *port, frame).ok()?;
         let out_port = compiled.tables.ports.get(*port)?.name.clone();
         let (link_source, link_destination) = (link.source.to_string(), link.destination.to_string());

@@ -235,7 +235,7 @@ impl World {
 
 /// Everything that a translation says, without the numbers that it says it with.
 fn said<A: Family>(translation: &Translation<A>) -> Vec<String> {
-    let Translation { services, ports, health_checks, localhost_node_ports, mark, reports } = translation;
+    let Translation { services, ports, health_checks, localhost_node_ports, mark, reports, .. } = translation;
     let mut lines = Vec::new();
     let named = |set: BackendSet| -> Vec<_> {
         services.backends(set).iter().map(|backend| endpoint_name(*backend)).collect()
@@ -263,11 +263,13 @@ fn said<A: Family>(translation: &Translation<A>) -> Vec<String> {
 /// One family, followed.
 struct Followed<A: Family> {
     translator: Translator<A>,
+    /// Which frontends there were after the last update, and its count of their changes.
+    frontends: (Vec<FrontendKey<A>>, u64),
 }
 
 impl<A: Family> Followed<A> {
     fn new() -> Self {
-        Followed { translator: Translator::default() }
+        Followed { translator: Translator::default(), frontends: (Vec::new(), 0) }
     }
 
     fn follow(
@@ -279,6 +281,11 @@ impl<A: Family> Followed<A> {
         let followed = self.translator.update(input, slices, services);
         let at_once = translate::<A>(input);
         prop_assert_eq!(said(&followed), said(&at_once));
+        let keys: Vec<_> = followed.services.frontends().map(|(_, frontend)| frontend.key).collect();
+        if followed.frontends == self.frontends.1 {
+            prop_assert_eq!(&keys, &self.frontends.0);
+        }
+        self.frontends = (keys, followed.frontends);
         // Clients are kept at the same endpoints, too.
         prop_assert_eq!(followed.services.departed(&at_once.services), []);
         prop_assert_eq!(at_once.services.departed(&followed.services), []);
@@ -287,7 +294,7 @@ impl<A: Family> Followed<A> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn up_01_following_changes_comes_to_the_same_as_translating_all_at_once(

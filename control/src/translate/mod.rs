@@ -61,6 +61,8 @@ pub struct Translation<A: Family> {
     pub services: Services<A>,
     /// The service ports.
     pub ports: ServicePorts<A>,
+    /// Counts the updates that changed which frontends there are.
+    pub frontends: u64,
     /// The health checks that this node answers (UP-05), by Service.
     pub health_checks: Arc<[HealthCheck]>,
     /// Whether 127.0.0.0/8 is guarded against other nodes (NO-07).

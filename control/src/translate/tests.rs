@@ -346,6 +346,40 @@ fn fe_08_the_oldest_service_owns_a_frontend_and_the_conflict_is_reported() {
 }
 
 #[test]
+fn fe_08_and_up_01_the_next_service_takes_over_when_the_owner_goes() {
+    let with = |name: &str, ip: &str| {
+        service(name, &format!("spec: {{clusterIP: {ip}, externalIPs: [192.0.2.1], ports: [{{port: 80}}]}}"))
+    };
+    let both = cluster(&(with("a", "10.96.0.1") + &with("b", "10.96.0.2")));
+    let one = cluster(&with("b", "10.96.0.2"));
+    let (mut slices, mut translator) = (SliceIndex::default(), Translator::<V4>::default());
+    let mut follow = |cluster: &Cluster, changes: Changes| {
+        let services = slices.update(cluster, &changes);
+        let proxy = proxy();
+        let input = Input {
+            cluster,
+            proxy: &proxy,
+            node_name: "here",
+            service_proxy_name: None,
+            local_addresses: &[],
+        };
+        translator.update(&input, &slices, &services)
+    };
+    let owner = |translation: &Translation<V4>| {
+        let number = only(translation, FrontendKind::ExternalIp).service_port;
+        translation.ports[number as usize].id.to_string()
+    };
+    let before = follow(&both, Changes::all(&both));
+    assert_eq!((owner(&before).as_str(), before.reports.len()), ("default/a", 1));
+    let after = follow(&one, Changes::between(&both, &one));
+    assert_eq!((owner(&after).as_str(), after.reports.len()), ("default/b", 0));
+    assert_eq!(owner(&before), "default/a", "who still has the old tables sees all of the old state");
+    assert!(after.frontends > before.frontends);
+    let again = follow(&both, Changes::between(&one, &both));
+    assert_eq!((owner(&again).as_str(), again.reports), ("default/a", before.reports));
+}
+
+#[test]
 fn no_01_without_endpoints_every_frontend_rejects() {
     let translation = v4(&service("a", LOCAL));
     for (_, frontend) in translation.services.frontends() {

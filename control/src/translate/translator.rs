@@ -35,6 +35,8 @@ pub struct Translator<A: Family> {
     made: Vec<Option<Made<A>>>,
     /// Numbers that are free again.
     free: Vec<u32>,
+    /// Counts the updates that changed which frontends there are.
+    frontends: u64,
     /// The numbers of each Service's ports.
     services: HashMap<NamespacedName, Vec<u32>>,
     claims: HashMap<FrontendKey<A>, Claim>,
@@ -94,6 +96,7 @@ impl<A: Family> Default for Translator<A> {
             ports: ServicePorts::default(),
             made: Vec::new(),
             free: Vec::new(),
+            frontends: 0,
             services: HashMap::new(),
             claims: HashMap::new(),
             health_checks: BTreeMap::new(),
@@ -118,7 +121,9 @@ impl<A: Family> Translator<A> {
         if self.context.as_ref().is_none_or(|context| !context.is_of(input)) {
             self.context = Some(Context::of(input));
             self.builder.set_policy(input.policy::<A>());
-            all.extend(self.services.keys().chain(input.cluster.services.keys()).cloned());
+            // Those that are gone are among the changed, if not among those that were translated.
+            let known = self.services.keys().chain(input.cluster.services.keys());
+            all.extend(known.chain(services).cloned());
             services = &all;
         }
         let mut changed = Changed::default();
@@ -135,12 +140,16 @@ impl<A: Family> Translator<A> {
             self.take_out(number);
             self.put_in(number);
         }
+        if changed.which_frontends || !changed.frontends.is_empty() {
+            self.frontends += 1;
+        }
         if changed.health_checks {
             self.listed_health_checks = self.health_checks.values().cloned().collect();
         }
         Translation {
             services: self.builder.snapshot(),
             ports: self.ports.clone(),
+            frontends: self.frontends,
             health_checks: Arc::clone(&self.listed_health_checks),
             localhost_node_ports: input.localhost_node_ports::<A>(),
             mark: node::mark(input.proxy),
@@ -179,15 +188,20 @@ impl<A: Family> Translator<A> {
                         numbers.push(number);
                         continue;
                     }
+                    changed.which_frontends |= made.rules.frontends != rules.frontends;
                     self.give_up(number, changed);
                     number
                 }
-                None => self.free.pop().unwrap_or(self.made.len() as u32),
+                None => {
+                    changed.which_frontends = true;
+                    self.free.pop().unwrap_or(self.made.len() as u32)
+                }
             };
             self.claim(number, rules, created, changed);
             numbers.push(number);
         }
         for number in gone {
+            changed.which_frontends = true;
             self.give_up(number, changed);
             self.take_out(number);
             self.made[number as usize] = None;
@@ -358,12 +372,19 @@ struct Changed<A: Family> {
     ports: BTreeSet<u32>,
     /// Frontends that more than one service port has or had a claim on.
     frontends: BTreeSet<FrontendKey<A>>,
+    /// Whether a service port came, went, or has others than before.
+    which_frontends: bool,
     health_checks: bool,
 }
 
 impl<A: Family> Default for Changed<A> {
     fn default() -> Self {
-        Changed { ports: BTreeSet::new(), frontends: BTreeSet::new(), health_checks: false }
+        Changed {
+            ports: BTreeSet::new(),
+            frontends: BTreeSet::new(),
+            which_frontends: false,
+            health_checks: false,
+        }
     }
 }
 

@@ -100,7 +100,7 @@ impl<A: Family> Confirm<'_, A> {
                 Some(Snat::Masquerade) => SourceNat::Masqueraded,
                 Some(Snat::To(nat)) => SourceNat::Translated(nat),
             },
-            mark: end.mark,
+            mark: end.mark & self.world.own_mark,
             noted,
         })
     }

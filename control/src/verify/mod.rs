@@ -5,12 +5,13 @@
 //! subject: what is compared ─→ prove: cut by destination ─→ piece: cut by questions ─┬─ rules: walk of a file
 //!                                                                                    └─ tables: walk of the tables
 //!                              outcome: compare ←────────────────────────────────────┘
-//!                              confirm: one packet of each piece, by who knows no pieces
+//!                              confirm, forwarder: packets of the pieces, by who knows no pieces
 //! ```
 
 pub mod cases;
 pub mod check;
 mod confirm;
+mod forwarder;
 mod index;
 mod outcome;
 mod piece;

@@ -17,6 +17,7 @@ use pollux_dataplane::packet::{Address, Family, Protocol};
 use serde::Serialize;
 
 use super::confirm::Confirm;
+use super::forwarder::{Node, is_plain};
 use super::index::Constants;
 use super::outcome::{Branch, Distribution, Outcome};
 use super::piece::{Ask, Entry, Exploration, NEVER, Piece, Stage, Target, World, last_address, span};
@@ -24,6 +25,7 @@ use super::rules::Rules;
 use super::space::{Class, Ranges, classes};
 use super::tables::{Everyone, Tables, loopback};
 use crate::iptables::{Interface, States};
+use crate::translate::Input;
 
 /// Both sides and what holds outside of them.
 pub(super) struct Proof<'a, A: Family> {
@@ -65,6 +67,8 @@ pub struct Report {
     pub assumed: Vec<String>,
     /// How many concrete packets confirmed the pieces.
     pub confirmed: u64,
+    /// How many of them went through the forwarder as frames.
+    pub forwarded: u64,
 }
 
 /// A packet that the sides treat differently.
@@ -171,17 +175,17 @@ impl<'a, A: Family> Proof<'a, A> {
         Proof { left, right, world, pods }
     }
 
-    /// Looks at everything.
-    pub(super) fn run(&self) -> Report {
+    /// Looks at everything. `node`: makes a node around the tables, for the packets that go through the forwarder.
+    pub(super) fn run(&self, node: Option<&Input<'_>>) -> Report {
         let units = self.units();
         let next = AtomicUsize::new(0);
-        let findings = Mutex::new(Findings::default());
+        let findings = Mutex::new(Findings::<A>::default());
         let threads =
             std::thread::available_parallelism().map_or(1, |cores| cores.get().min(units.len().max(1)));
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
-                    let mut found = Findings::default();
+                    let mut found = Findings::<A>::default();
                     while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
                         self.look_at(unit, &mut found);
                     }
@@ -189,8 +193,25 @@ impl<'a, A: Family> Proof<'a, A> {
                 });
             }
         });
-        let findings = findings.into_inner().expect("no thread panicked");
+        let mut findings = findings.into_inner().expect("no thread panicked");
+        if let Some(input) = node {
+            self.forward(input, &mut findings);
+        }
         findings.report(self.assumed())
+    }
+
+    /// Sends some of the packets through the forwarder.
+    fn forward(&self, input: &Input<'_>, findings: &mut Findings<A>) {
+        let node = match Node::new(input, &self.world.interfaces, &self.pods) {
+            Ok(node) => node,
+            Err(error) => return findings.disagree(format!("no packet went through the forwarder: {error}")),
+        };
+        for (sample, found) in std::mem::take(&mut findings.kept) {
+            match node.judge(&sample, &found) {
+                Ok(()) => findings.forwarded += 1,
+                Err(text) => findings.disagree(text),
+            }
+        }
     }
 
     /// What the proof takes for granted, in words.
@@ -245,7 +266,7 @@ impl<'a, A: Family> Proof<'a, A> {
         units
     }
 
-    fn look_at(&self, unit: &Unit<A>, found: &mut Findings) {
+    fn look_at(&self, unit: &Unit<A>, found: &mut Findings<A>) {
         let mut constants = Constants::default();
         self.left.constants(unit.destination, unit.local, &mut constants);
         match &self.right {
@@ -284,7 +305,7 @@ impl<'a, A: Family> Proof<'a, A> {
     }
 
     /// All pieces of what a target leaves open.
-    fn explore(&self, target: Target<A>, found: &mut Findings) {
+    fn explore(&self, target: Target<A>, found: &mut Findings<A>) {
         let mut exploration = Exploration::new(&self.world, target);
         let explain = found.differing < EXPLAINED as u64;
         while let Some((result, piece)) = exploration.next(|ask| self.compare(ask, explain)) {
@@ -295,6 +316,10 @@ impl<'a, A: Family> Proof<'a, A> {
             match self.confirm(&confirm, &left, &right) {
                 Ok(()) => found.confirmed += 1,
                 Err(text) => found.disagree(text),
+            }
+            let local = |ip| A::Addr::from_ip(ip).is_some_and(|address| self.world.is_local(address));
+            if found.keeps() && is_plain(&sample, local) {
+                found.kept.push((sample.clone(), right.clone()));
             }
             if !equal {
                 found.differing += 1;
@@ -397,24 +422,40 @@ fn interfaces(named: &[&Interface]) -> Vec<String> {
 }
 
 /// What a thread has found.
-#[derive(Default)]
-struct Findings {
+struct Findings<A: Family> {
     pieces: u64,
     confirmed: u64,
     differing: u64,
     causes: BTreeMap<String, Counterexample>,
     undecided: BTreeMap<String, u64>,
     disagreements: Vec<String>,
+    /// Packets for the forwarder, with what the tables do with them.
+    kept: Vec<(Sample, Distribution<A>)>,
+    forwarded: u64,
 }
 
-impl Findings {
-    fn differ<A: Family>(
-        &mut self,
-        packet: Sample,
-        left: &Distribution<A>,
-        right: &Distribution<A>,
-        piece: &Piece,
-    ) {
+impl<A: Family> Default for Findings<A> {
+    fn default() -> Self {
+        Findings {
+            pieces: 0,
+            confirmed: 0,
+            differing: 0,
+            causes: BTreeMap::new(),
+            undecided: BTreeMap::new(),
+            disagreements: Vec::new(),
+            kept: Vec::new(),
+            forwarded: 0,
+        }
+    }
+}
+
+impl<A: Family> Findings<A> {
+    /// Whether this piece's packet is one for the forwarder: the first ones, then now and then.
+    fn keeps(&self) -> bool {
+        self.kept.len() < 32 || self.pieces % 499 == 0 && self.kept.len() < 96
+    }
+
+    fn differ(&mut self, packet: Sample, left: &Distribution<A>, right: &Distribution<A>, piece: &Piece) {
         if !piece.unknown.is_empty() {
             for (unknown, _) in &piece.unknown {
                 *self
@@ -454,7 +495,7 @@ impl Findings {
         }
     }
 
-    fn merge(&mut self, other: Findings) {
+    fn merge(&mut self, other: Findings<A>) {
         self.pieces += other.pieces;
         self.confirmed += other.confirmed;
         self.differing += other.differing;
@@ -469,19 +510,24 @@ impl Findings {
         for (key, count) in other.undecided {
             *self.undecided.entry(key).or_default() += count;
         }
+        self.kept.extend(other.kept);
         other.disagreements.into_iter().for_each(|text| self.disagree(text));
     }
 
-    fn report(self, assumed: Vec<String>) -> Report {
-        let mut counterexamples: Vec<Counterexample> = self.causes.into_values().collect();
+    fn report(mut self, assumed: Vec<String>) -> Report {
+        let mut counterexamples: Vec<Counterexample> =
+            std::mem::take(&mut self.causes).into_values().collect();
         let length = |found: &Counterexample| {
             found.left.iter().chain(&found.right).map(|way| way.steps.len()).sum::<usize>()
         };
         counterexamples.sort_by_key(length);
-        let mut undecided: Vec<String> =
-            self.undecided.into_iter().map(|(why, pieces)| format!("{why} ({pieces} pieces)")).collect();
-        undecided.extend(self.disagreements);
-        Report { pieces: self.pieces, counterexamples, undecided, assumed, confirmed: self.confirmed }
+        let mut undecided: Vec<String> = std::mem::take(&mut self.undecided)
+            .into_iter()
+            .map(|(why, pieces)| format!("{why} ({pieces} pieces)"))
+            .collect();
+        undecided.append(&mut self.disagreements);
+        let Findings { pieces, confirmed, forwarded, .. } = self;
+        Report { pieces, counterexamples, undecided, assumed, confirmed, forwarded }
     }
 }
 

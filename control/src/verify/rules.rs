@@ -274,7 +274,8 @@ impl<'a, A: Family> Rules<'a, A> {
         Outcome::Passes(Passed {
             destination: walker.translated,
             source: walker.source.clone(),
-            mark: walker.mark.value & walker.mark.known,
+            // Bits of others leave as they came.
+            mark: walker.mark.value & walker.mark.known & ask.world.own_mark,
             noted,
         })
     }
@@ -451,6 +452,7 @@ impl<'a, A: Family> Rules<'a, A> {
     /// The answer before negation; nothing where even the negation does not hold.
     fn answer(&self, ask: &Ask<'_, A>, walker: &mut Walker<A>, test: &Test<A>, line: u32) -> Option<Answer> {
         let target = &ask.target;
+        let (_, hook) = walker.leg.places()[walker.place];
         let yes = match test {
             Test::Source(_) if walker.leg == Leg::Looped && walker.source != SourceNat::Kept => {
                 ask.unknown(line, || "which address the source of a looped packet was given".into())
@@ -469,7 +471,14 @@ impl<'a, A: Family> Rules<'a, A> {
             },
             Test::OutInterface(interface) => match walker.leg {
                 Leg::Arrived | Leg::ToNode | Leg::Looped => interface.holds(""),
+                // All of OUTPUT sees the way out to the first destination.
+                Leg::Sent | Leg::Leaving if hook == Output && ask.world.is_local(target.destination) => {
+                    interface.holds("lo")
+                }
                 Leg::Sent => ask.unknown(line, || "the route of the packet before its translation".into()),
+                Leg::Leaving if hook == Output && walker.translated.is_some() => {
+                    ask.unknown(line, || "the route of the packet before its translation".into())
+                }
                 _ if ask.world.is_local(walker.destination) => interface.holds("lo"),
                 _ => ask.interface(Field::Output, interface),
             },

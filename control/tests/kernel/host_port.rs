@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use pollux_control::kernel::host_port::{
-    HostPort, HostPortConfig, Leftovers, RouteUpdate, restore_leftovers,
+    HostPort, HostPortConfig, Ipv6, Leftovers, RouteUpdate, restore_leftovers,
 };
 use pollux_control::kernel::mirror::Mirror;
 use pollux_control::kernel::netns::Netns;
@@ -27,7 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial!(pt_02_dropping_restores_as_well),
         trial!(pt_02_service_routes_follow_the_prefixes),
         trial!(pt_02_a_route_of_somebody_else_is_not_touched),
-        trial!(pt_02_ipv6_service_routes_need_an_ipv6_source),
+        trial!(pt_02_ipv6_service_routes_need_ipv6),
         trial!(pt_02_the_host_sends_to_services_and_takes_any_source_back),
         trial!(pt_02_what_a_killed_instance_left_behind_is_put_back),
         trial!(pt_02_the_next_start_puts_back_before_it_sets_up),
@@ -65,6 +65,7 @@ impl Node {
             mtu: 1480,
             source_v4: Some(Ipv4Addr::new(172, 16, 1, 50)),
             source_v6: Some("fd00::50".parse().unwrap()),
+            ipv6: Ipv6::On,
             state_directory: self.state.clone(),
             name: "node".to_owned(),
         }
@@ -153,6 +154,7 @@ pub(crate) fn hold() -> ! {
         mtu: 1480,
         source_v4: Some(Ipv4Addr::new(172, 16, 1, 50)),
         source_v6: Some("fd00::50".parse().unwrap()),
+        ipv6: Ipv6::On,
         state_directory: directory,
         name: "node".to_owned(),
     })
@@ -250,11 +252,11 @@ fn pt_02_a_route_of_somebody_else_is_not_touched() {
     assert!(node.ip(&["route", "get", "10.151.0.1"]).contains("dev pollux0"));
 }
 
-fn pt_02_ipv6_service_routes_need_an_ipv6_source() {
+fn pt_02_ipv6_service_routes_need_ipv6() {
     let node = Node::new("hp-no6");
     let mut port = node
         .netns
-        .run(|| HostPort::set_up(HostPortConfig { source_v6: None, ..node.config() }))
+        .run(|| HostPort::set_up(HostPortConfig { ipv6: Ipv6::Off, ..node.config() }))
         .unwrap()
         .unwrap();
     assert_eq!(node.sysctl("net/ipv6/conf/pollux0/disable_ipv6"), "1");

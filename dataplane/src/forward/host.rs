@@ -175,6 +175,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             return self.invalid(packet, headers, origin, Reason::TransportChecksum);
         }
         self.observer.see(Event::Untracked);
+        self.send_as_it_is(packet, headers, origin);
+    }
+
+    /// Routes a packet without translating it.
+    pub(super) fn send_as_it_is(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
         match self.route_new(headers.destination, origin) {
             Ok(Way::Host) if origin == Origin::Host => self.drop(packet, Reason::NotForPollux),
             Ok(Way::Host) => self.deliver(packet),

@@ -181,7 +181,8 @@ impl Forwarder {
     }
 
     /// Lets new connections choose the backend at this place of the set instead of a random one, where the
-    /// set is long enough: so that a trace or a test can follow one choice. Nothing: random again (EP-06).
+    /// set is long enough: so that a trace or a test can follow one choice. Nothing: random again (EP-06). The
+    /// choice is not asked for where affinity makes it (AF-02).
     pub fn fix_choice(&mut self, place: Option<u32>) {
         self.core.fixed_choice = place;
     }

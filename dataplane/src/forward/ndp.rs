@@ -1,5 +1,5 @@
 //! Neighbour discovery (NB-01): IPv6's counterpart of ARP. What it says is decided by
-//! [`discovery`](crate::route::discovery); this takes the message out of its packet and does as decided.
+//! [`discovery`]; this takes the message out of its packet and does as decided.
 
 use super::host::{ORIGINATED, is_addressed_to, pass_on, responder};
 use super::observe::Observer;

@@ -395,10 +395,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         Err(Reason::SnatExhausted.into())
     }
 
-    /// CT-08: to the node untranslated, otherwise nowhere.
+    /// CT-08: from a port to the node untranslated, otherwise nowhere. What the host itself sends is never
+    /// forwarded traffic: its stray RST leaves, as the kernel's OUTPUT lets it.
     pub(super) fn invalid(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, reason: Reason) {
         self.observer.see(Event::Invalid);
-        if origin != Origin::Host && self.locality(headers.destination) == Locality::Local {
+        if origin == Origin::Host && reason == Reason::Invalid {
+            self.send_as_it_is(packet, headers, origin);
+        } else if origin != Origin::Host && self.locality(headers.destination) == Locality::Local {
             self.deliver(packet);
         } else {
             self.drop(packet, reason);

@@ -10,6 +10,9 @@
 //! go without touching them (AF-04). Endpoints that leave are forgotten at once, by a note that voids their
 //! entries until the next passes of `expire` have removed them (AF-02).
 //!
+//! One worker owns the table. When there are several it has to be shared, as a client's connections reach any
+//! of them: by parts, for what a new connection asks and tells is in one chain.
+//!
 //! All memory is reserved at the start. What does not fit is not remembered, and counted (AF-05). Established
 //! connections never look here.
 

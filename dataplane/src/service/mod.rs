@@ -216,6 +216,7 @@ pub trait Question<A: Family> {
     /// Whether the source is an address of the node.
     fn source_is_local(&self) -> bool;
     /// Whether the packet came from a port whose interface the detector takes for a pod's.
+    #[allow(clippy::wrong_self_convention, reason = "where a packet came from is no conversion")]
     fn from_pod_port(&self) -> bool;
 }
 

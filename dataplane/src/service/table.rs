@@ -232,21 +232,26 @@ impl<A: Family> Services<A> {
     /// The backends that service ports with affinity have here and no longer have in `newer`: service port
     /// ([`Affinity::service_port`]) and backend. Their clients are forgotten (AF-02).
     pub fn departed(&self, newer: &Services<A>) -> Vec<(u64, Backend<A>)> {
-        let mut changed: BTreeMap<u64, (&[Backend<A>], &[Backend<A>])> = BTreeMap::new();
+        struct Backends<'a, A: Family> {
+            old: &'a [Backend<A>],
+            new: &'a [Backend<A>],
+        }
+        let nothing = || Backends { old: &[], new: &[] };
+        let mut changed: BTreeMap<u64, Backends<'_, A>> = BTreeMap::new();
         for (old, new) in self.sticky.unshared(&newer.sticky) {
             let (old, new) = (old.and_then(Option::as_ref), new.and_then(Option::as_ref));
             if old == new {
                 continue;
             }
             if let Some(old) = old {
-                changed.entry(old.service_port).or_default().0 = &old.backends;
+                changed.entry(old.service_port).or_insert_with(nothing).old = &old.backends;
             }
             if let Some(new) = new {
-                changed.entry(new.service_port).or_default().1 = &new.backends;
+                changed.entry(new.service_port).or_insert_with(nothing).new = &new.backends;
             }
         }
         let mut departed = Vec::new();
-        for (service_port, (old, new)) in changed {
+        for (service_port, Backends { old, new }) in changed {
             let gone = old.iter().filter(|backend| new.binary_search(backend).is_err());
             departed.extend(gone.map(|backend| (service_port, *backend)));
         }

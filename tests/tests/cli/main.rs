@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod output;
+mod verify;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -15,6 +16,8 @@ const DONE: i32 = 0;
 const DIFFERENCE: i32 = 1;
 /// Bad input or arguments; nothing was changed.
 const BAD_INPUT: i32 = 2;
+/// It could not be decided.
+const UNDECIDED: i32 = 3;
 /// The machine lacks something.
 const ENVIRONMENT: i32 = 4;
 

@@ -60,7 +60,7 @@ fn every_command_has_help_with_an_example() {
         .filter(|line| !line.starts_with("     ")) // a description's second line
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    for command in ["compile", "trace", "check", "replay", "completions", "man"] {
+    for command in ["compile", "trace", "check", "verify", "replay", "completions", "man"] {
         assert!(commands.contains(&command), "{command} is not in {commands:?}");
     }
     for command in commands.into_iter().filter(|command| *command != "help") {
@@ -331,7 +331,7 @@ fn completions_and_manual_pages_know_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let outcome = pollux(["completions", shell]);
         assert_eq!((outcome.code, outcome.stderr.as_str()), (DONE, ""), "{shell}");
-        for command in ["compile", "trace", "check", "replay"] {
+        for command in ["compile", "trace", "check", "verify", "replay"] {
             assert!(outcome.stdout.contains(command), "{shell}: {command}");
         }
     }

@@ -7,9 +7,11 @@
 //!
 //! Where the seed contradicts itself, kube-proxy and the kernel decide; each such test says so. W10 needs the
 //! tunnel (TN-01), which is not there yet: until it is, the walk ends at the host, whose kernel has the
-//! tunnel device, and `w10_…` holds it to that.
+//! tunnel device, and `w10_…` holds it to that. Those of IPv6 are the same walks on a dual-stack slave1.
 
+mod affinity;
 mod host;
+mod ipv6;
 mod node_ports;
 mod pods;
 mod refusals;

@@ -70,7 +70,7 @@ impl Forwarder {
         };
         let inputs = Inputs {
             config: Config { proxy: scenario.proxy.clone(), node: Some(node) },
-            cluster: scenario.cluster.clone(),
+            cluster: scenario.cluster.clone().into(),
             node: scenario.node_name.clone(),
         };
         let host = HostOptions {

@@ -94,9 +94,9 @@ fn services6() -> Services<V6> {
         kind,
         service_port: 0,
         sources: None,
-        affinity: None,
         path,
         filter,
+        affinity: None,
     };
     for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
         let kind = FrontendKind::ClusterIp;
@@ -111,7 +111,7 @@ fn services6() -> Services<V6> {
 
 /// The node, knowing nobody.
 fn node() -> Node {
-    let settings = Settings { connections: 4096, timeouts: Timeouts::default(), seed: 7 };
+    let settings = Settings { connections: 4096, timeouts: Timeouts::default(), seed: 7, clients: 16 };
     let mut forwarder = Forwarder::new(&settings, pool()).unwrap();
     forwarder.set_tables(Arc::new(tables6()));
     let now = Instant::from_secs(100);
@@ -573,9 +573,9 @@ fn no_01_a_refused_node_port_answers_from_the_address_that_was_asked() {
         kind: FrontendKind::NodePort,
         service_port: 0,
         sources: None,
-        affinity: None,
         path: Path::FallThrough,
         filter: Some(FilterRule::Reject),
+        affinity: None,
     });
     tables.v6.as_mut().unwrap().services = builder.build();
     node.forwarder.set_tables(Arc::new(tables));

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use pollux_dataplane::packet::V4;
 
+use super::steps::Steps;
 use super::*;
 use crate::iptables::parse::parse;
 
@@ -345,8 +346,9 @@ fn address_types_are_the_worlds() {
     assert!(holds("-m addrtype --dst-type MULTICAST", &packet("224.0.0.9")));
     assert!(holds_in("filter", "INPUT", "-m addrtype --dst-type LOCAL", &packet("192.0.2.1")));
     assert!(!holds_in("filter", "INPUT", "-m addrtype --dst-type UNICAST", &packet("192.0.2.1")));
-    let types =
-        |asked, types| is_of_type::<pollux_dataplane::packet::V6>(AddressTypes(asked), AddressTypes(types));
+    let types = |asked, types| {
+        walk::is_of_type::<pollux_dataplane::packet::V6>(AddressTypes(asked), AddressTypes(types))
+    };
     // Of IPv6 a local address is unicast too, and all that an address shows must hold.
     assert!(types(0b100, 0b110) && types(0b010, 0b110) && types(0b110, 0b110));
     assert!(!types(0b110, 0b010) && !types(0b10_0010, 0b110));
@@ -418,4 +420,16 @@ fn ports_of_a_range_are_kept_if_they_lie_in_it() {
         end.destination_port
     };
     assert_eq!((dnat("70-90"), dnat("90-99"), dnat("8080")), (80, 90, 8080));
+}
+
+#[test]
+fn steps_are_shown_with_their_lines() {
+    let text = "*mangle\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n*nat\n:A - [0:0]\n-A PREROUTING -d 10.150.0.1 -j A\n\
+                -A A -p tcp -j DNAT --to-destination 10.2.0.1:8080\nCOMMIT\n*filter\n:FORWARD DROP [0:0]\nCOMMIT\n";
+    let rules = rules(text);
+    let mut steps = Steps::default();
+    evaluate(&rules, &packet("10.150.0.1"), &mut Node::default(), &mut steps);
+    let expected = "nat PREROUTING\n  line 6: -A PREROUTING -d 10.150.0.1/32 -j A\n  \
+                    line 7: -A A -p tcp -j DNAT --to-destination 10.2.0.1:8080\nfilter FORWARD\n  policy DROP\n";
+    assert_eq!(steps.show(&rules).to_string(), expected);
 }
