@@ -118,7 +118,8 @@ pub fn folder_scenarios(folder: &Path, dump: &Dump) -> Result<(Vec<Scenario>, Ve
             Case::load(&case)?;
         let rules = required(folder, &dump.v4)?;
         // kube-proxy sets it where loopback has node ports (FE-07, NO-07).
-        let localhost = if rules.contains("127.0.0.0/8") { "1" } else { "0" };
+        let loopback = |line: &str| line.contains(" -d 127.0.0.0/8") && !line.contains("! -d 127.0.0.0/8");
+        let localhost = if rules.lines().any(loopback) { "1" } else { "0" };
         let settings = vec![(ROUTE_LOCALNET.to_owned(), localhost.to_owned())];
         let flows = Some(flows);
         let scenario =
