@@ -61,7 +61,7 @@ fn equal_scenarios_are_a_table_and_exit_0() {
 #[test]
 fn a_difference_is_exit_1_and_names_the_flow() {
     let folder = copy("target-port", |rules| {
-        rules.replace("--to-destination 10.151.51.7:", "--to-destination 10.151.51.7:1")
+        rules.replace("--to-destination 10.151.51.7:18080", "--to-destination 10.151.51.7:18081")
     });
     let junit = folder.path().join("lab.xml");
     let Said { code, out, .. } = said(lab().arg("run").arg(folder.path()).arg("--junit").arg(&junit));
@@ -69,7 +69,7 @@ fn a_difference_is_exit_1_and_names_the_flow() {
     let flow = out.lines().position(|line| line.starts_with("pod: tcp 10.151.51.200 > 10.150.")).unwrap();
     let lines: Vec<&str> = out.lines().skip(flow).take(3).collect();
     assert!(lines[0].ends_with("first packet"), "{lines:?}");
-    assert!(lines[1].starts_with("  kernel: ") && lines[1].contains("10.151.51.7:1"), "{lines:?}");
+    assert!(lines[1].starts_with("  kernel: ") && lines[1].contains("10.151.51.7:18081"), "{lines:?}");
     assert!(lines[2].starts_with("  pollux: "), "{lines:?}");
     assert!(out.ends_with("1 scenarios, 0 equal, 1 different\n"), "{out}");
     let xml = fs::read_to_string(junit).unwrap();

@@ -339,7 +339,7 @@ impl Planner<'_> {
         let pod_port = Place::Port(self.site.port_of(pod));
         let sources: &[&str] = match self.v4 {
             true => &["127.0.0.1", "0.0.0.0", "224.0.0.9", "255.255.255.255", "240.0.0.9", "0.1.2.3"],
-            false => &["::1", "::", "ff02::9", "ff0e::9", "fe80::9", "::ffff:10.9.9.9"],
+            false => &["::1", "::", "ff02::9", "ff0e::9", "::ffff:10.9.9.9"],
         };
         let sources = sources.iter().map(|text| text.parse().expect("an address")).chain([locals[0]]);
         for source in sources {

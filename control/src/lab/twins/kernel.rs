@@ -23,11 +23,12 @@ const QUIET: &str = "*raw\n-I OUTPUT -p tcp -m tcp --tcp-flags RST RST -j DROP\n
 
 /// Settings of both families: no limit on ICMP errors, no answers to echo requests, timeouts that outlast a
 /// comparison. Those that the kernel does not have are passed over.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 12] = [
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/icmp_ratemask", "0"),
     ("net/ipv4/icmp_echo_ignore_all", "1"),
     ("net/ipv4/icmp_msgs_per_sec", "1000000"),
+    ("net/ipv4/icmp_msgs_burst", "1000000"),
     ("net/ipv6/icmp/ratelimit", "0"),
     ("net/ipv6/icmp/echo_ignore_all", "1"),
     ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),

@@ -46,6 +46,9 @@ pub enum Deliberate {
     /// The kernel forwards packets to `::` by its default route. It is nobody's address (RFC 4291, section
     /// 2.5.2): Pollux drops them (FW-03).
     UnspecifiedV6,
+    /// Kernels differ in whether they take packets from ::ffff:a.b.c.d; behind such a source a filter for IPv4
+    /// can be passed by (draft-itojun-v6ops-v4mapped-harmful): Pollux drops them (FW-03).
+    MappedV6,
     /// The kernel masquerades what ::1 sends to a Service, and then does not deliver the answer, for which it
     /// looks for a route as for any packet. Pollux does (NAT-09).
     LoopbackV6Answered,
@@ -59,6 +62,7 @@ impl Display for Deliberate {
         f.write_str(match self {
             Deliberate::LoopbackLeaves => "loopback sources do not leave by a port",
             Deliberate::UnspecifiedV6 => "packets to :: are not forwarded",
+            Deliberate::MappedV6 => "IPv4-mapped sources are not forwarded",
             Deliberate::LoopbackV6Answered => "answers to ::1 are delivered",
             Deliberate::RefusedLoop => "what the host sends to itself leaves no entry when it is refused",
         })

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
+use pollux_dataplane::packet::V4;
 
 use crate::cluster::{self, Cluster, Node};
+use crate::config::proxy::{LocalhostNodePorts, NodePortSelection};
 use crate::config::{self, ProxyConfig};
 use crate::problem::{Findings, Problem, Problems};
 use crate::verify::cases::{self, Case, CaseFamily, Flow};
@@ -117,8 +119,7 @@ pub fn folder_scenarios(folder: &Path, dump: &Dump) -> Result<(Vec<Scenario>, Ve
         let Case { name, family, node_name, local_addresses, proxy, cluster, warnings, flows } =
             Case::load(&case)?;
         let rules = required(folder, &dump.v4)?;
-        // kube-proxy sets it together with the guard (NO-07).
-        let localhost = if rules.contains("! -s 127.0.0.0/8 -d 127.0.0.0/8 ") { "1" } else { "0" };
+        let localhost = if has_loopback_node_ports(&proxy) { "1" } else { "0" };
         let settings = vec![(ROUTE_LOCALNET.to_owned(), localhost.to_owned())];
         let flows = Some(flows);
         let scenario =
@@ -170,6 +171,18 @@ pub fn folder_scenarios(folder: &Path, dump: &Dump) -> Result<(Vec<Scenario>, Ve
 
 /// The setting without which the kernel lets nothing of 127.0.0.0/8 out of `lo`.
 pub(super) const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
+
+/// Whether kube-proxy routes loopback: `localhostNodePorts` is in force (FE-07). A case has no settings of
+/// the kernel, and not all of them have the rule that goes with it.
+fn has_loopback_node_ports(proxy: &ProxyConfig) -> bool {
+    let enabled = proxy.localhost_node_ports == LocalhostNodePorts::Enabled;
+    let NodePortSelection::Prefixes(prefixes) = &proxy.node_port_addresses else { return false };
+    let mut prefixes = prefixes.iter().filter_map(|prefix| prefix.of::<V4>()).peekable();
+    let first = Ipv4Addr::new(127, 0, 0, 0);
+    enabled
+        && (prefixes.peek().is_none()
+            || prefixes.any(|prefix| prefix.address().is_loopback() || prefix.contains(first)))
+}
 
 /// The node that the rules were written for: `hostnameOverride`, or the only one there is.
 fn this_node<'a>(folder: &Path, proxy: &ProxyConfig, cluster: &'a Cluster) -> Result<&'a Node, Problems> {

@@ -64,7 +64,11 @@ impl<'a> Shot<'a> {
     /// The answer to a first packet by who got it, and the client's next packet; nothing where there is no
     /// conversation.
     pub(super) fn conversation(&self, first: &Sighting) -> Option<(Datagram, Datagram)> {
-        let nobody = self.first.source.is_unspecified();
+        // Nobody, or somebody whom the host answers without Pollux.
+        let nobody = match self.first.source {
+            IpAddr::V4(source) => source.is_unspecified(),
+            IpAddr::V6(source) => source.is_unspecified() || source.is_unicast_link_local(),
+        };
         if first.seen.error.is_some() || self.first.checksum == Checksum::Wrong || nobody {
             return None;
         }

@@ -108,22 +108,25 @@ impl Wording<'_> {
         // A source that is the node's own is masqueraded to itself: only the port says so.
         let forward = sent.tag.packet != ANSWER;
         let masqueraded = forward && (tuple.source != sent.source || tuple.source_port != client);
-        let port = |number: u16, is_free: bool| {
-            if is_free && !self.keeps_ports {
-                class_of(tuple.protocol, number).to_owned()
-            } else if number == client {
-                "client's".to_owned()
-            } else if sent.tag.packet == ANSWER && number == sent.destination_port {
-                "as sent".to_owned()
-            } else {
-                number.to_string()
-            }
+        let port = |number: u16| match number == client {
+            true => "client's".to_owned(),
+            false => number.to_string(),
         };
-        let from = format!("{}:{}", address(tuple.source), port(tuple.source_port, masqueraded));
+        let source_port = match masqueraded && !self.keeps_ports {
+            true => class_of(tuple.protocol, tuple.source_port).to_owned(),
+            false => port(tuple.source_port),
+        };
+        // An answer that was not translated back: the port may be a masqueraded one.
+        let as_sent = !forward && tuple.destination_port == sent.destination_port;
+        let destination_port = match as_sent && tuple.destination_port != client {
+            true => "as sent".to_owned(),
+            false => port(tuple.destination_port),
+        };
+        let from = format!("{}:{source_port}", address(tuple.source));
         let to = match (erased, tuple.protocol) {
             (true, _) => "a backend".to_owned(),
             (_, Protocol::ICMP | Protocol::ICMPV6) => address(tuple.destination),
-            _ => format!("{}:{}", address(tuple.destination), port(tuple.destination_port, false)),
+            _ => format!("{}:{destination_port}", address(tuple.destination)),
         };
         format!("{from} > {to}")
     }
@@ -178,6 +181,9 @@ pub(super) fn deliberate(
         (Step::First, IpAddr::V6(Ipv6Addr::UNSPECIFIED)) if spec.place != Place::Host => {
             pollux.iter().all(|word| word == "nothing").then_some(Deliberate::UnspecifiedV6)
         }
+        (Step::First, _) if is_mapped(spec.source) && spec.place != Place::Host => {
+            pollux.iter().all(|word| word == "nothing").then_some(Deliberate::MappedV6)
+        }
         (Step::Answer, IpAddr::V6(_)) if from_loopback => {
             pollux.iter().all(|word| word.contains("by the host")).then_some(Deliberate::LoopbackV6Answered)
         }
@@ -188,6 +194,11 @@ pub(super) fn deliberate(
         }
         _ => None,
     }
+}
+
+/// Whether an IPv6 address is one that stands for an IPv4 address: ::ffff:a.b.c.d.
+fn is_mapped(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some())
 }
 
 /// The class of ports that a masqueraded one is taken from (NAT-05).

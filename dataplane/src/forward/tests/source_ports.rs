@@ -14,7 +14,9 @@ fn source(sent: &[Out]) -> SocketAddrV4 {
 
 #[test]
 fn nat_05_keep_takes_another_port_of_the_class_only_on_a_clash() {
-    let mut node = seed().choosing(ON_SLAVE2);
+    let mut routed = cluster();
+    routed.family.loopback_guard = crate::tables::LoopbackGuard::On;
+    let mut node = routed.start().choosing(ON_SLAVE2);
     let mut seen = BTreeSet::new();
     // Three addresses of the node become one on the way out.
     for client in ["172.16.1.50:700", "172.17.0.1:700", "127.0.0.1:700"] {
