@@ -92,8 +92,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             .map_err(std::io::Error::from)?;
         writeln!(out)?;
     } else {
+        let sides = if args.against.is_empty() { ["rules", "tables"] } else { ["A", "B"] };
         for (verified, answer) in found.iter().zip(&answers) {
-            print(&mut out, verified, *answer)?;
+            print(&mut out, verified, *answer, sides)?;
         }
         let sets = found.len();
         writeln!(out, "{sets} rule sets, {equal} equal, {different} different, {undecided} undecided")?;
@@ -131,7 +132,12 @@ fn word(answer: Answer) -> &'static str {
     }
 }
 
-fn print(out: &mut impl Write, verified: &Verified, answer: Answer) -> std::io::Result<()> {
+fn print(
+    out: &mut impl Write,
+    verified: &Verified,
+    answer: Answer,
+    [first, second]: [&str; 2],
+) -> std::io::Result<()> {
     let Verified { name, family, report } = verified;
     match answer {
         Answer::Equal => {
@@ -152,8 +158,8 @@ fn print(out: &mut impl Write, verified: &Verified, answer: Answer) -> std::io::
     for (number, counterexample) in report.counterexamples.iter().enumerate() {
         let Counterexample { packet, left, right, more, .. } = counterexample;
         writeln!(out, "  {}. {}", number + 1, in_words(packet))?;
-        side(out, "rules", left)?;
-        side(out, "other", right)?;
+        side(out, first, left)?;
+        side(out, second, right)?;
         if *more > 0 {
             writeln!(out, "     and {more} more pieces for the same cause")?;
         }

@@ -1,8 +1,9 @@
 //! A file of rules by what they ask of a destination, so that neither a walk nor the search for constants reads
 //! 10,000 rules for one address. Nothing is left out but rules that cannot match: the order stays the file's.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use hashbrown::HashMap;
 use pollux_dataplane::packet::{Address, Family, Prefix, Protocol};
 
 use super::piece::span;
@@ -22,7 +23,8 @@ pub(super) struct IndexedTable<'a, A: Family> {
     /// The table.
     pub table: &'a Table<A>,
     chains: Vec<ChainIndex<A>>,
-    bases: HashMap<&'static str, ChainId>,
+    /// By hook, in the order of [`Hook::ALL`].
+    bases: [Option<ChainId>; 5],
 }
 
 /// Destination, protocol, destination port, and whether the destination is local.
@@ -84,7 +86,12 @@ impl<'a, A: Family> Index<'a, A> {
 
     /// The base chain of a table at a hook.
     pub(super) fn base(&self, table: TableName, hook: Hook) -> Option<ChainId> {
-        self.table(table)?.bases.get(hook.chain()).copied()
+        self.table(table)?.bases[hook as usize]
+    }
+
+    /// How many rules the file has.
+    pub(super) fn rule_count(&self) -> usize {
+        self.all_rules().count()
     }
 
     fn all_rules(&self) -> impl Iterator<Item = &'a Rule<A>> {
@@ -145,7 +152,10 @@ impl<'a, A: Family> Index<'a, A> {
         visited: &mut HashSet<(A::Addr, usize, ChainId)>,
     ) {
         for (at, table) in self.tables.iter().enumerate() {
-            let mut pending: Vec<ChainId> = table.bases.values().copied().collect();
+            // What is local never passes FORWARD, what is not never INPUT.
+            let skipped = if local { Hook::Forward } else { Hook::Input };
+            let hooks = Hook::ALL.iter().zip(&table.bases).filter(|(hook, _)| **hook != skipped);
+            let mut pending: Vec<ChainId> = hooks.filter_map(|(_, base)| *base).collect();
             while let Some(id) = pending.pop() {
                 if !visited.insert((destination, at, id)) {
                     continue;
@@ -217,15 +227,10 @@ fn constants_of<A: Family>(rule: &Rule<A>, sets: &Sets<A>, found: &mut Constants
 
 impl<'a, A: Family> IndexedTable<'a, A> {
     fn new(table: &'a Table<A>) -> Self {
-        let bases = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
-        let base = |hook: Hook| {
-            let id = table.chains.iter().position(|chain| chain.name == hook.chain())?;
-            Some((hook.chain(), ChainId(id as u32)))
-        };
         IndexedTable {
             table,
             chains: table.chains.iter().map(ChainIndex::new).collect(),
-            bases: bases.into_iter().filter_map(base).collect(),
+            bases: Hook::ALL.map(|hook| table.base(hook)),
         }
     }
 

@@ -4,8 +4,7 @@
 //! Destination, protocol and destination port are numbers here, one of each class; all else is asked of the
 //! piece. A random choice cuts nothing: both ways are walked, each with its probability.
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use pollux_dataplane::packet::{Address, Family};
 
 use super::index::{Constants, Index, set_prefixes};

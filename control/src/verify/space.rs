@@ -1,21 +1,26 @@
 //! Sets of numbers, and how a space is cut into classes whose members nothing tells apart.
 
+use smallvec::{SmallVec, smallvec};
+
 /// A set of numbers as sorted, disjoint, inclusive ranges that do not touch. Addresses are numbers here
 /// ([`Address::bits`](pollux_dataplane::packet::Address::bits)), ports too.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Ranges(Vec<(u128, u128)>);
+pub(super) struct Ranges(Spans);
+
+/// Most sets are one span or two: a piece has eight sets, and is made for each run.
+type Spans = SmallVec<[(u128, u128); 2]>;
 
 impl Ranges {
     /// The numbers from `first` to `last`.
     pub(super) fn span(first: u128, last: u128) -> Ranges {
-        Ranges(vec![(first, last)])
+        Ranges(smallvec![(first, last)])
     }
 
     /// The union of spans, in any order.
     pub(super) fn union(spans: impl IntoIterator<Item = (u128, u128)>) -> Ranges {
         let mut spans: Vec<_> = spans.into_iter().collect();
         spans.sort_unstable();
-        let mut ranges: Vec<(u128, u128)> = Vec::with_capacity(spans.len());
+        let mut ranges = Spans::new();
         for (first, last) in spans {
             match ranges.last_mut() {
                 Some(before) if first <= before.1 || first == before.1.wrapping_add(1) => {
@@ -52,7 +57,7 @@ impl Ranges {
     #[must_use]
     pub(super) fn intersect(&self, other: &Ranges) -> Ranges {
         let (mut left, mut right) = (self.0.iter().copied().peekable(), other.0.iter().copied().peekable());
-        let mut both = Vec::new();
+        let mut both = Spans::new();
         while let (Some(&(a, b)), Some(&(c, d))) = (left.peek(), right.peek()) {
             let (first, last) = (a.max(c), b.min(d));
             if first <= last {
@@ -70,7 +75,7 @@ impl Ranges {
     /// What is in this and not in the other.
     #[must_use]
     pub(super) fn minus(&self, other: &Ranges) -> Ranges {
-        let mut rest = Vec::with_capacity(self.0.len() + 1);
+        let mut rest = Spans::new();
         for &(mut first, last) in &self.0 {
             let from = other.0.partition_point(|(_, end)| *end < first);
             let mut covered = false;
@@ -102,15 +107,15 @@ pub(super) struct Class {
 }
 
 /// Cuts `universe` at the constants: each of `singles` is a class of its own, and the rest falls into one
-/// class for each combination of `spans` that numbers can be in. Linear in `singles`; the spans are few.
-pub(super) fn classes(universe: (u128, u128), singles: &[u128], spans: &[(u128, u128)]) -> Vec<Class> {
+/// class for each combination of `sets` that numbers can be in. Linear in `singles`; the sets are few.
+pub(super) fn classes(universe: (u128, u128), singles: &[u128], sets: &[Ranges]) -> Vec<Class> {
     let mut singles: Vec<u128> =
         singles.iter().copied().filter(|one| universe.0 <= *one && *one <= universe.1).collect();
     singles.sort_unstable();
     singles.dedup();
     let mut classes: Vec<Class> = singles.iter().map(|&member| Class { member, single: true }).collect();
     let mut cuts: Vec<u128> = vec![universe.0];
-    for &(first, last) in spans {
+    for &(first, last) in sets.iter().flat_map(Ranges::spans) {
         cuts.push(first.clamp(universe.0, universe.1));
         if last < universe.1 {
             cuts.push((last + 1).max(universe.0));
@@ -122,7 +127,7 @@ pub(super) fn classes(universe: (u128, u128), singles: &[u128], spans: &[(u128, 
     for (at, &first) in cuts.iter().enumerate() {
         let last = cuts.get(at + 1).map_or(universe.1, |next| next - 1);
         let Some(member) = free_member(first, last, &singles) else { continue };
-        let signature: Vec<bool> = spans.iter().map(|(a, b)| *a <= member && member <= *b).collect();
+        let signature: Vec<bool> = sets.iter().map(|set| set.contains(member)).collect();
         if seen.insert(signature) {
             classes.push(Class { member, single: false });
         }
@@ -186,7 +191,8 @@ mod tests {
                 .into_iter()
                 .map(|(a, b)| (u128::from(a.min(b)), u128::from(a.max(b))))
                 .collect();
-            let found = classes((0, 255), &singles, &spans);
+            let sets: Vec<Ranges> = spans.iter().map(|&(first, last)| Ranges::span(first, last)).collect();
+            let found = classes((0, 255), &singles, &sets);
             let alike = |a: u128, b: u128| {
                 spans.iter().all(|(first, last)| {
                     (first <= &a && &a <= last) == (first <= &b && &b <= last)
@@ -209,6 +215,9 @@ mod tests {
         assert_eq!(all.minus(&last), Ranges::span(0, u128::MAX - 1));
         assert_eq!(last.minus(&all), Ranges::default());
         assert_eq!(Ranges::union([(0, 5), (6, u128::MAX)]), all);
-        assert_eq!(classes((0, u128::MAX), &[], &[(5, u128::MAX)]).len(), 2);
+        assert_eq!(classes((0, u128::MAX), &[], &[Ranges::span(5, u128::MAX)]).len(), 2);
+        // One set in two places is one class.
+        let split = Ranges::union([(5, 9), (20, 29)]);
+        assert_eq!(classes((0, 255), &[7], &[split]).len(), 3);
     }
 }

@@ -4,12 +4,11 @@
 //! The decisions are the tables' ([`Services::destination`], [`Services::filter`]); what is here is the order of
 //! the stages (WK-06 to WK-09) and all possible outcomes instead of one choice.
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use pollux_dataplane::packet::{Address, Family, Prefix, Protocol};
 use pollux_dataplane::service::{
-    Backend, FilterStage, FilterVerdict, FrontendAddress, FrontendId, Mark, MarkReason, Question, Services,
-    Walk,
+    Backend, FilterStage, FilterVerdict, FrontendAddress, FrontendId, Mark, MarkReason, NodePortAddresses,
+    Question, Services, Walk,
 };
 use pollux_dataplane::tables::Match;
 
@@ -130,6 +129,9 @@ impl<'a, A: Family> Tables<'a, A> {
     /// The destinations that the tables tell apart, as numbers.
     pub(super) fn destinations(&self, singles: &mut Vec<u128>, spans: &mut Vec<(u128, u128)>) {
         singles.extend(self.addressed.keys().map(|address| address.bits()));
+        if let NodePortAddresses::Only(addresses) = &self.services.policy().node_ports {
+            singles.extend(addresses.iter().map(|address| address.bits()));
+        }
         let prefixes = self.masquerade.iter().filter_map(|rule| match rule.destination.as_ref()? {
             Match::Is(prefix) | Match::Not(prefix) => Some(super::piece::span(prefix)),
         });
