@@ -39,7 +39,7 @@ pub(super) const TESTS: usize = SERVICES * 4;
 const ROUND: usize = 256;
 
 /// How often a flow is sent again, and how many more times each time.
-const AGAIN: [usize; 3] = [1, 3, 8];
+const AGAIN: [usize; 4] = [1, 3, 8, 24];
 
 /// Why a comparison ended early.
 #[derive(Debug)]

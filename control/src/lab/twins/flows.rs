@@ -46,6 +46,16 @@ impl First {
         }
     }
 
+    /// The protocol that frontends are told apart by; echo requests concern none.
+    fn protocol(self) -> Option<Protocol> {
+        match self {
+            First::Tcp(_) | First::TcpWrong => Some(Protocol::TCP),
+            First::Udp | First::UdpUnchecked | First::UdpWrong => Some(Protocol::UDP),
+            First::Sctp => Some(Protocol::SCTP),
+            First::Echo => None,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             First::Tcp(SYN) => "tcp",
@@ -134,16 +144,18 @@ impl Flows {
         match &scenario.flows {
             Some(flows) => {
                 for flow in flows {
-                    let facts = facts_at(&frontends, flow.to, flow.port, flow.protocol, site);
-                    let (backends, sticky) =
-                        facts.map_or((1, false), |facts| (facts.endpoints.len(), facts.sticky));
                     planner.flow(flow.from, flow.to, flow.port, First::of(flow.protocol), &flow.name);
-                    let spec = planner.specs.last_mut().expect("just added");
-                    spec.backends = backends.max(1);
-                    spec.sticky = sticky;
                 }
             }
             None => planner.all(scenario, &frontends),
+        }
+        // How often a flow is sent depends on how many backends it may meet, whatever it is sent for.
+        for spec in &mut planner.specs {
+            let protocol = spec.first.protocol();
+            let facts = protocol.and_then(|to| facts_at(&frontends, spec.destination, spec.port, to, site));
+            if let Some(facts) = facts {
+                (spec.backends, spec.sticky) = (facts.endpoints.len().max(1), facts.sticky);
+            }
         }
         let choosing = planner.choosing(&frontends);
         Flows { specs: planner.specs, choosing }
@@ -250,16 +262,16 @@ impl Planner<'_> {
         }
         self.plain(frontends);
         self.refused();
-        if let Some((frontend, facts)) = frontends.iter().find(|(frontend, facts)| {
+        if let Some((frontend, _)) = frontends.iter().find(|(frontend, facts)| {
             frontend.address.is_some() && frontend.protocol == Protocol::TCP && !facts.endpoints.is_empty()
         }) {
-            self.segments(frontend.address.expect("just asked"), frontend.port, facts);
+            self.segments(frontend.address.expect("just asked"), frontend.port);
         }
     }
 
     /// One frontend, from everywhere; its address on other ports and protocols from some.
     fn frontend(&mut self, scenario: &Scenario, frontend: Frontend, facts: &Facts) {
-        let (sources, backends) = (self.sources(scenario, facts), facts.endpoints.len().max(1));
+        let sources = self.sources(scenario, facts);
         let first = First::of(frontend.protocol);
         let other = if frontend.protocol == Protocol::UDP { First::Tcp(SYN) } else { First::Udp };
         let addresses = match frontend.address {
@@ -273,8 +285,7 @@ impl Planner<'_> {
                 if to_loopback && !self.site.is_local(*source) {
                     continue;
                 }
-                let spec = self.flow(*source, address, frontend.port, first, word);
-                (spec.backends, spec.sticky) = (backends, facts.sticky);
+                self.flow(*source, address, frontend.port, first, word);
             }
             let few = [sources[0], sources[1], *sources.last().expect("never empty")];
             for (source, word) in
@@ -294,7 +305,6 @@ impl Planner<'_> {
                 let (source, word) = sources[1];
                 let spec = self.flow(source, address, frontend.port, first, &format!("{word}, {ports:?}"));
                 spec.client_ports = ports;
-                (spec.backends, spec.sticky) = (backends, facts.sticky);
             }
         }
     }
@@ -359,7 +369,7 @@ impl Planner<'_> {
     }
 
     /// TCP segments that open no connection, and transport checksums that are wrong.
-    fn segments(&mut self, service: IpAddr, port: u16, facts: &Facts) {
+    fn segments(&mut self, service: IpAddr, port: u16) {
         let (pod, outside, node) = (self.site.idle_pods[0], self.outside(), self.locals()[0]);
         let kinds = [
             (First::Tcp(ACK | PSH), "ACK"),
@@ -372,8 +382,7 @@ impl Planner<'_> {
             (First::UdpWrong, "wrong"),
         ];
         for (first, word) in kinds {
-            let spec = self.flow(pod, service, port, first, &format!("pod to service, {word}"));
-            (spec.backends, spec.sticky) = (facts.endpoints.len(), facts.sticky);
+            self.flow(pod, service, port, first, &format!("pod to service, {word}"));
             self.flow(pod, outside, port, first, &format!("pod to outside, {word}"));
             self.flow(outside, node, 7001, first, &format!("client to node, {word}"));
         }

@@ -342,7 +342,7 @@ impl Outer<'_> {
             Protocol::TCP => &[0..4, 16..18],
             Protocol::UDP => &[0..4, 6..8],
             Protocol::SCTP => &[0..4, 8..12],
-            _ => &[2..6],
+            _ => std::slice::from_ref(&(2..6)),
         };
         let stays = |at: &usize| !skipped.iter().any(|range| range.contains(at));
         let transport = (0..self.transport.len()).filter(stays).map(|at| self.transport[at]);
