@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     for case in CASES {
         trials.push(trial(case.to_owned(), move |prefix| case_is_equal(case, prefix)));
     }
-    let tampered: [(&str, fn(&str) -> Outcome); 6] = [
+    let tampered: [(&str, Tampered); 6] = [
         ("tampered/translation", a_wrong_port_is_found),
         ("tampered/masquerade", a_missing_mark_is_found),
         ("tampered/probability", a_bent_probability_is_found),
@@ -80,6 +80,9 @@ fn main() -> ExitCode {
 }
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A test of rules that were tampered with, given the prefix of its namespaces.
+type Tampered = fn(&str) -> Outcome;
 
 fn trial(name: String, test: impl FnOnce(&str) -> Outcome + Send + 'static) -> Trial {
     // Each has namespaces of its own, so that they can run side by side.
@@ -303,7 +306,7 @@ fn a_missing_mark_is_found(prefix: &str) -> Outcome {
 fn a_bent_probability_is_found(prefix: &str) -> Outcome {
     let report = tampered("five-endpoints", prefix, |rules| rules.replace("0.20000000019", "0.30000000000"))?;
     let difference = found(&report, "choice: tcp", "distribution of backends")?;
-    assert_eq!(report.differences, [difference.clone()], "the sets are the same");
+    assert_eq!(report.differences, std::slice::from_ref(difference), "the sets are the same");
     Ok(())
 }
 

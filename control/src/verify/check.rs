@@ -68,7 +68,7 @@ fn outcome<A: Family>(tables: &Tables<'_, A>, local: &[A::Addr], flow: &Flow) ->
         is_local: is_local(source),
         entry: if is_local(source) { Entry::Host } else { Entry::Port },
         stage: Stage::First,
-        from_pod_port: false,
+        by_pod_port: false,
         output: "",
         is_new: true,
         was_translated: false,

@@ -123,7 +123,7 @@ impl<A: Family> Confirm<'_, A> {
             is_local: self.world.is_local(source),
             entry: self.target.entry,
             stage: self.target.stage,
-            from_pod_port: self.target.entry == Entry::Port && sample.input.as_deref().is_some_and(pods),
+            by_pod_port: self.target.entry == Entry::Port && sample.input.as_deref().is_some_and(pods),
             output: &sample.output,
             is_new: state_of(sample) == States::NEW,
             was_translated: sample.dnat,

@@ -333,7 +333,7 @@ enum Selector<Addr> {
 impl<Addr: Address> Selector<Addr> {
     fn of<A: Family<Addr = Addr>>(rule: &Rule<A>) -> Self {
         let (mut protocol, mut port, mut local, mut single) = (None, None, false, None);
-        for condition in rule.matches.iter() {
+        for condition in &rule.matches {
             match &condition.test {
                 // It notes the packet even if a later condition does not hold.
                 Test::Recent(_) => return Selector::Any,

@@ -40,9 +40,9 @@ pub(super) struct Proof<'a, A: Family> {
 /// What the rules are compared with.
 pub(super) enum Right<'a, A: Family> {
     /// Compiled tables.
-    Tables(Tables<'a, A>),
+    Tables(Box<Tables<'a, A>>),
     /// Other rules.
-    Rules(Rules<'a, A>),
+    Rules(Box<Rules<'a, A>>),
 }
 
 /// The detector's view of interfaces: which are pods' (MQ-02).
@@ -333,7 +333,7 @@ impl<'a, A: Family> Proof<'a, A> {
             let sample = sample(&self.world, &target, &piece);
             let Compared { left, right, equal } = result;
             let confirm = Confirm { world: &self.world, target: &target, piece: &piece, sample: &sample };
-            if found.pieces % self.stride == 0 {
+            if found.pieces.is_multiple_of(self.stride) {
                 match self.confirm(&confirm, &left, &right) {
                     Ok(()) => found.confirmed += 1,
                     Err(text) => found.disagree(text),
@@ -474,7 +474,7 @@ impl<A: Family> Default for Findings<A> {
 impl<A: Family> Findings<A> {
     /// Whether this piece's packet is one for the forwarder: the first ones, then now and then.
     fn keeps(&self) -> bool {
-        self.kept.len() < 32 || self.pieces % 499 == 0 && self.kept.len() < 96
+        self.kept.len() < 32 || self.pieces.is_multiple_of(499) && self.kept.len() < 96
     }
 
     fn differ(&mut self, packet: Sample, left: &Distribution<A>, right: &Distribution<A>, piece: &Piece) {
@@ -570,7 +570,7 @@ fn shape<A: Family>(this: &Distribution<A>, other: &Distribution<A>) -> String {
         let step = match branch.outcome {
             Outcome::Passes(_) if refused => None,
             Outcome::Passes(_) => saying.next(),
-            Outcome::Drops | Outcome::Rejects(_) => saying.last(),
+            Outcome::Drops | Outcome::Rejects(_) => saying.next_back(),
         };
         let text = format!("{}: {}", branch.outcome.shape(), step.map_or("", |step| &step.shape));
         if !shapes.contains(&text) {

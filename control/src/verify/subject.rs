@@ -110,7 +110,7 @@ fn proof<'a, A: Family>(
     let masquerade = node.map_or_else(Vec::new, masquerade_rules);
     let tables = Tables::new(translation, masquerade);
     let local = input.local_addresses::<A>();
-    Proof::new(Rules::new(rules, sets), Right::Tables(tables), &local, pods)
+    Proof::new(Rules::new(rules, sets), Right::Tables(Box::new(tables)), &local, pods)
 }
 
 /// Compares two rule sets.
@@ -121,7 +121,7 @@ pub fn against_rules<A: Family>(
     local: &[A::Addr],
 ) -> Report {
     let (left, right) = (Rules::new(left, sets), Rules::new(right, sets));
-    Proof::new(left, Right::Rules(right), local, PodInterface::None).run(None)
+    Proof::new(left, Right::Rules(Box::new(right)), local, PodInterface::None).run(None)
 }
 
 /// The masquerade rules of Pollux's own configuration, by interface.

@@ -29,7 +29,7 @@ pub(super) trait Sender<A: Family> {
     /// Whether the source is an address of the node.
     fn is_local(&self) -> bool;
     /// Whether the detector takes the input interface for a pod's.
-    fn from_pod_port(&self) -> bool;
+    fn by_pod_port(&self) -> bool;
     /// Whether no reply was seen.
     fn is_new(&self) -> bool;
     /// Whether the destination of the connection was translated before this packet.
@@ -99,7 +99,7 @@ impl<A: Family, S: Sender<A>> Question<A> for Packet<'_, A, S> {
     }
 
     fn from_pod_port(&self) -> bool {
-        self.sender.from_pod_port()
+        self.sender.by_pod_port()
     }
 }
 
@@ -455,7 +455,7 @@ pub(super) struct One<'a, A: Family> {
     /// Of its connection.
     pub stage: Stage,
     /// Whether the detector takes the input interface for a pod's.
-    pub from_pod_port: bool,
+    pub by_pod_port: bool,
     /// The interface it leaves by, where it is forwarded.
     pub output: &'a str,
     /// Whether no reply was seen.
@@ -483,8 +483,8 @@ impl<A: Family> Sender<A> for One<'_, A> {
         self.is_local
     }
 
-    fn from_pod_port(&self) -> bool {
-        self.from_pod_port
+    fn by_pod_port(&self) -> bool {
+        self.by_pod_port
     }
 
     fn is_new(&self) -> bool {
@@ -529,7 +529,7 @@ impl<A: Family> Sender<A> for Everyone<'_, '_, A> {
         self.ask.within(Field::Source, &self.ask.world.local)
     }
 
-    fn from_pod_port(&self) -> bool {
+    fn by_pod_port(&self) -> bool {
         self.entry() == Entry::Port && self.ask.interface_where(Field::Input, self.pod_interface)
     }
 
