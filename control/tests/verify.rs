@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use pollux_control::agent::Sources;
-use pollux_control::verify::prove::{Counterexample, Report};
+use pollux_control::verify::report::{Counterexample, Report};
 use pollux_control::verify::subject::{
     Answer, RuleFiles, Verified, find, verify_against, verify_folder, verify_sources,
 };

@@ -8,7 +8,7 @@ use clap::ArgAction;
 use serde::Serialize;
 
 use super::{Common, Exit, Failure, warn};
-use crate::verify::prove::{Counterexample, Sample, Way};
+use crate::verify::report::{Counterexample, Sample, Way};
 use crate::verify::subject::{self, Answer, RuleFiles, Verified};
 
 #[derive(clap::Args, Debug)]

@@ -8,7 +8,7 @@ use pollux_dataplane::packet::{Address, Family};
 
 use super::outcome::{Distribution, Outcome, Passed, SourceNat};
 use super::piece::{Entry, Piece, Stage, Target, World};
-use super::prove::Sample;
+use super::report::Sample;
 use super::rules::Rules;
 use super::tables::{One, Tables};
 use crate::iptables::evaluate::{self, Connection, NatState, Packet, Place, Snat, Unwatched, Verdict, View};

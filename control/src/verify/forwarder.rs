@@ -15,7 +15,8 @@ use pollux_dataplane::tables::{
 };
 
 use super::outcome::{Distribution, Outcome, SourceNat};
-use super::prove::{PodInterface, Sample};
+use super::prove::PodInterface;
+use super::report::Sample;
 use crate::compile::{Compiled, compile};
 use crate::config::Config;
 use crate::node::{FamilyView, KnownNeighbour, NodeView};

@@ -15,7 +15,8 @@ use pollux_dataplane::tables::Match;
 use serde::Serialize;
 
 use super::cases::{self, Case, CaseFamily};
-use super::prove::{PodInterface, Proof, Report, Right};
+use super::prove::{PodInterface, Proof, Right};
+use super::report::Report;
 use super::rules::Rules;
 use super::tables::{MasqueradeRule, Tables};
 use crate::agent::{Inputs, Sources};

@@ -12,7 +12,7 @@ use pollux_control::iptables::evaluate::{
 use pollux_control::iptables::{
     Hook, Interface, Nat, Recent, RecentAction, Rule, Ruleset, Side, States, Table, Target, Test,
 };
-use pollux_control::verify::prove::Sample;
+use pollux_control::verify::report::Sample;
 use pollux_dataplane::packet::{Address, Family, Prefix, Protocol};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;

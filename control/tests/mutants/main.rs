@@ -21,7 +21,7 @@ use pollux_control::iptables::evaluate::Evaluator;
 use pollux_control::iptables::generate::generate;
 use pollux_control::iptables::ipset::Sets;
 use pollux_control::translate::{Input, Translation, translate};
-use pollux_control::verify::prove::Report;
+use pollux_control::verify::report::Report;
 use pollux_control::verify::subject::{Answer, against_tables, against_translation};
 use pollux_dataplane::packet::Family;
 
