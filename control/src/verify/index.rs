@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use pollux_dataplane::packet::{Address, Family, Prefix, Protocol};
 
 use super::piece::span;
+use super::space::{Ranges, classes};
 use crate::iptables::ipset::{Ports, Sets};
 use crate::iptables::{
     AddressTypes, Chain, ChainId, Hook, Nat, Rule, Ruleset, Side, Table, TableName, Target, Test,
@@ -70,6 +71,16 @@ impl Constants {
         } else {
             ports.spans.insert((first, last));
         }
+    }
+}
+
+impl PortConstants {
+    /// One port of each class that nothing tells apart.
+    pub(super) fn classes(&self) -> Vec<u16> {
+        let singles: Vec<u128> = self.singles.iter().map(|port| u128::from(*port)).collect();
+        let span = |(first, last): &(u16, u16)| Ranges::span(u128::from(*first), u128::from(*last));
+        let spans: Vec<Ranges> = self.spans.iter().map(span).collect();
+        classes((0, 0xffff), &singles, &spans).into_iter().map(|class| class.member as u16).collect()
     }
 }
 

@@ -15,7 +15,7 @@ use pollux_dataplane::packet::{Address, Family, Protocol};
 
 use super::confirm::Confirm;
 use super::forwarder::{Node, is_plain};
-use super::index::Constants;
+use super::index::{Constants, PortConstants};
 use super::outcome::Distribution;
 use super::piece::{Ask, Entry, Exploration, Stage, Target, World, last_address, span};
 use super::report::{Findings, Report, sample};
@@ -213,23 +213,7 @@ impl<'a, A: Family> Proof<'a, A> {
         let mut protocols = usual.into_iter().chain((0..=255).rev().map(Protocol));
         let other = protocols.find(|protocol| !mentioned.contains_key(protocol));
         for protocol in mentioned.keys().copied().chain(other) {
-            let ports = mentioned.get(&protocol).filter(|_| protocol.has_ports());
-            let ports = ports.map_or_else(
-                || vec![0],
-                |ports| {
-                    let singles: Vec<u128> = ports.singles.iter().map(|port| u128::from(*port)).collect();
-                    let spans: Vec<_> = ports
-                        .spans
-                        .iter()
-                        .map(|(a, b)| Ranges::span(u128::from(*a), u128::from(*b)))
-                        .collect();
-                    classes((0, 0xffff), &singles, &spans)
-                        .into_iter()
-                        .map(|class| class.member as u16)
-                        .collect()
-                },
-            );
-            for port in ports {
+            for port in mentioned.get(&protocol).map_or_else(|| vec![0], PortConstants::classes) {
                 for entry in [Entry::Port, Entry::Host] {
                     for stage in [Stage::First, Stage::Later, Stage::Invalid] {
                         let destination = unit.destination;
