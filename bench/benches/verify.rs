@@ -3,7 +3,7 @@
 //! the peak is that of the step alone, by `VmHWM`, what earlier steps left behind included.
 //!
 //! ```text
-//! cargo bench -p pollux-bench --bench verify
+//! cargo bench -p pollux-bench --features control --bench verify
 //! ```
 
 use std::time::{Duration, Instant};
