@@ -21,6 +21,7 @@ use crate::config::ProxyConfig;
 use crate::config::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use crate::document::{nullable, typed};
 use crate::problem::{Findings, Problem, Problems};
+use crate::translate::Input;
 
 /// The name of a case's file.
 pub const FILE_NAME: &str = "case.json";
@@ -116,6 +117,17 @@ pub enum CaseVerdict {
 }
 
 impl Case {
+    /// What is translated.
+    pub fn input(&self) -> Input<'_> {
+        Input {
+            cluster: &self.cluster,
+            proxy: &self.proxy,
+            node_name: &self.node_name,
+            service_proxy_name: None,
+            local_addresses: &self.local_addresses,
+        }
+    }
+
     /// Reads a case.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::cases::{Case, CaseFamily, CaseVerdict, Flow, Outcome};
 use super::outcome::{self, SourceNat};
 use super::piece::{Entry, Stage};
 use super::tables::{One, Tables};
-use crate::translate::{Input, translate};
+use crate::translate::translate;
 
 /// A flow that did not become what was expected.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -34,13 +34,7 @@ pub fn check(case: &Case) -> Vec<Mismatch> {
 }
 
 fn check_family<A: Family>(case: &Case) -> Vec<Mismatch> {
-    let input = Input {
-        cluster: &case.cluster,
-        proxy: &case.proxy,
-        node_name: &case.node_name,
-        service_proxy_name: None,
-        local_addresses: &case.local_addresses,
-    };
+    let input = case.input();
     let translation = translate::<A>(&input);
     let tables = Tables::new(&translation, Vec::new());
     let local = input.local_addresses::<A>();

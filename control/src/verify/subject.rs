@@ -206,13 +206,7 @@ pub fn verify_folder(folder: &Path, local: &[IpAddr]) -> Result<(Vec<Verified>, 
 
 fn verify_case(file: &Path, rules: &Path) -> Result<(Vec<Verified>, Vec<Problem>), Problems> {
     let case = Case::load(file)?;
-    let input = Input {
-        cluster: &case.cluster,
-        proxy: &case.proxy,
-        node_name: &case.node_name,
-        service_proxy_name: None,
-        local_addresses: &case.local_addresses,
-    };
+    let input = case.input();
     let verified = match case.family {
         CaseFamily::IPv4 => verified::<V4>(&case.name, rules, None, &input, None)?,
         CaseFamily::IPv6 => verified::<V6>(&case.name, rules, None, &input, None)?,
