@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{Exit, Failure, end, restore_sigpipe};
+use super::{Exit, Failure, end, parse};
 use crate::agent::Agent;
 use crate::kernel::sandbox::Sandbox;
 use crate::lab::twins::{self, Ended, Report};
@@ -61,13 +61,9 @@ struct Args {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    restore_sigpipe();
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { Exit::BadInput as u8 } else { Exit::Done as u8 });
-        }
+        Err(code) => return code,
     };
     let Command::Run(args) = cli.command;
     end("pollux-lab", run(&args))

@@ -179,16 +179,21 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Reads a program's arguments, or ends it with what clap has to say.
+fn parse<T: Parser>() -> Result<T, ExitCode> {
+    restore_sigpipe();
+    T::try_parse().map_err(|error| {
+        let _ = error.print();
+        // `--help` and `--version` are no errors; clap's own code for bad arguments is 2 already.
+        ExitCode::from(if error.use_stderr() { Exit::BadInput as u8 } else { Exit::Done as u8 })
+    })
+}
+
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    restore_sigpipe();
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            // `--help` and `--version` are no errors; clap's own code for bad arguments is 2 already.
-            return ExitCode::from(if error.use_stderr() { Exit::BadInput as u8 } else { Exit::Done as u8 });
-        }
+        Err(code) => return code,
     };
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args),
