@@ -21,8 +21,6 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::key::FlowKey;
 use super::types::{EntryRef, Hit, HitWords};
@@ -31,6 +29,8 @@ use crate::nat::Rewrite;
 use crate::nat::rewrite::Changes;
 use crate::packet::checksum::Delta;
 use crate::packet::family::{Address, Family};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU64, fence};
 
 /// Words that a line view shows: an entry, and for IPv4 the one behind it.
 const VIEW: usize = 16;
@@ -166,7 +166,7 @@ impl<A: Family> Entries<A> {
             let last_use = view[USE].load(Relaxed);
             // Pairs with the fence of `write` and `give_up`: whoever saw a word that they stored sees their
             // version here.
-            std::sync::atomic::fence(Acquire);
+            fence(Acquire);
             if view[VERSION].load(Relaxed) != before {
                 continue;
             }
@@ -187,7 +187,7 @@ impl<A: Family> Entries<A> {
         let version = ((view[VERSION].load(Relaxed) >> 32) as u32).wrapping_add(1);
         debug_assert!(version & 1 == 1, "the entry was free");
         // The version is even already (`give_up` raised it); the words must not be seen before that.
-        std::sync::atomic::fence(Release);
+        fence(Release);
         let mut key = content.key.words();
         if !content.rewrite.is_identity() {
             key[Self::KEY_WORDS - 1] |= TRANSLATED;
@@ -213,7 +213,7 @@ impl<A: Family> Entries<A> {
         let version = ((view[VERSION].load(Relaxed) >> 32) as u32).wrapping_add(1);
         debug_assert!(version & 1 == 0, "the entry lived");
         view[VERSION].store(u64::from(version) << 32, Relaxed);
-        std::sync::atomic::fence(Release);
+        fence(Release);
         view[STATE].store(0, Relaxed);
     }
 

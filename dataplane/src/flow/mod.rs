@@ -33,7 +33,7 @@ pub mod tcp;
 pub mod timeout;
 mod types;
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "model")))]
 mod tests;
 
 pub use entry::NextHopRef;

@@ -22,9 +22,6 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use super::entry::{Content, Entries, NextHopRef, STATE, USE};
@@ -39,6 +36,8 @@ use super::types::{
 };
 use crate::memory::Array;
 use crate::packet::family::{Family, V4};
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::sync::{AtomicU32, Mutex, MutexGuard, PoisonError, TryLockError, spin_loop};
 
 /// A settled time is at most this part of the timeout.
 const SETTLED_SHARE: u32 = 32;
@@ -552,7 +551,7 @@ impl<A: Family> FlowTable<A> {
             let word = self.entries.view(index)[STATE].load(Acquire);
             if back.entry.version != there.entry.version || (word >> 32) as u32 != there.entry.version {
                 // Between the two reads the slot got another connection.
-                std::hint::spin_loop();
+                spin_loop();
                 continue;
             }
             let status = Status(word as u32);
