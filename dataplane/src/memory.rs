@@ -113,10 +113,10 @@ pub(crate) fn prefetch<T>(value: &T) {
     let _ = value;
 }
 
-#[cfg(all(test, not(feature = "model")))]
+#[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use crate::sync::{AtomicU64, Ordering::Relaxed};
 
     #[test]
     fn a_mapping_is_aligned_whole_and_zero() {

@@ -1,6 +1,6 @@
 //! What the flow tables synchronise with: atomic numbers, fences, the writers' lock. The standard library's, or,
 //! with the feature `model`, loom's, under which a test runs through the orders that threads and memory may
-//! take (`flow/model/`). One place, so that the code that is model-checked is the code that forwards.
+//! take (`tests/model/`). One place, so that the code that is model-checked is the code that forwards.
 //!
 //! Only `flow/` and `memory::Array` take theirs from here. Whatever else shares memory (ports, the pool,
 //! counters) uses the standard library directly and is not seen by the model.

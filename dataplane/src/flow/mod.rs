@@ -33,7 +33,7 @@ pub mod tcp;
 pub mod timeout;
 mod types;
 
-#[cfg(all(test, not(feature = "model")))]
+#[cfg(test)]
 mod tests;
 
 pub use entry::NextHopRef;
