@@ -100,7 +100,8 @@ impl<A: Family> Words<'_, A> {
             }
             Event::Related { direction } => {
                 let direction = direction_word(*direction);
-                let says = format!("RELATED to a known connection, {direction} direction: translated by its entry");
+                let says =
+                    format!("RELATED to a known connection, {direction} direction: translated by its entry");
                 step("conntrack", "", "", says)
             }
             Event::Invalid => {

@@ -21,7 +21,8 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     #[cold]
     pub(super) fn related(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
         let quote = Quote::read(&packet, headers);
-        let Some((quote, hit)) = quote.and_then(|quote| Some((quote, self.quoted_entry(headers, &quote)?))) else {
+        let Some((quote, hit)) = quote.and_then(|quote| Some((quote, self.quoted_entry(headers, &quote)?)))
+        else {
             return self.invalid(packet, headers, origin, Reason::Invalid);
         };
         self.observer.see(Event::Related { direction: hit.direction() });

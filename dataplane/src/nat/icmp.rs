@@ -76,7 +76,10 @@ impl<A: Family> Quote<A> {
             l3,
             l4,
             end: frame.len(),
-            transport_len: header.len.checked_sub(header.l4).filter(|_| header.fragment == FragmentKind::Whole),
+            transport_len: header
+                .len
+                .checked_sub(header.l4)
+                .filter(|_| header.fragment == FragmentKind::Whole),
         })
     }
 
@@ -167,7 +170,8 @@ impl<A: Family> Quote<A> {
         write_ports(transport, sent);
         let new = ports(transport);
         let following = self.transport_len.and_then(|len| len.checked_sub(4));
-        let field = transport.get_mut(transport::field::SCTP_CHECKSUM..).and_then(|field| field.first_chunk_mut());
+        let field =
+            transport.get_mut(transport::field::SCTP_CHECKSUM..).and_then(|field| field.first_chunk_mut());
         if let (Some(following), Some(field), true) = (following, field, old != new) {
             *field = crc32c::replace(u32::from_le_bytes(*field), old, new, following).to_le_bytes();
         }

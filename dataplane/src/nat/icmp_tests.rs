@@ -83,8 +83,7 @@ fn nat_07_an_error_about_a_masqueraded_packet_keeps_its_source_and_its_mtu() {
         key::<V6>(Ends::new("fd00::7", 40000, "2001:db8:5::5", 443), Protocol::TCP),
     );
     let mtu = 1280u32.to_be_bytes();
-    let seen =
-        translated(&error((2, 0), mtu, ROUTER_6, "2001:db8::1", &wire[14..]), &keys.0, &keys.1);
+    let seen = translated(&error((2, 0), mtu, ROUTER_6, "2001:db8::1", &wire[14..]), &keys.0, &keys.1);
     assert_eq!(seen, error((2, 0), mtu, ROUTER_6, "fd00::7", &sent[14..]));
 }
 
@@ -92,7 +91,8 @@ fn nat_07_an_error_about_a_masqueraded_packet_keeps_its_source_and_its_mtu() {
 fn nat_07_only_the_port_changed_and_the_source_changes_with_it() {
     // Linux asks whether the tuple was changed, not the address.
     let asked = |port| frame(Ends::new("198.51.100.7", 40000, "10.0.0.2", port), Protocol::TCP, b"");
-    let keys = [8080, 80].map(|port| key::<V4>(Ends::new("198.51.100.7", 40000, "10.0.0.2", port), Protocol::TCP));
+    let keys =
+        [8080, 80].map(|port| key::<V4>(Ends::new("198.51.100.7", 40000, "10.0.0.2", port), Protocol::TCP));
     let about = |source, quoted: &[u8]| error((11, 0), [0; 4], source, "198.51.100.7", quoted);
     let seen = translated(&about(ROUTER_4, &asked(8080)[14..]), &keys[0], &keys[1]);
     assert_eq!(seen, about("10.0.0.2", &asked(80)[14..]));
@@ -110,7 +110,8 @@ fn nat_07_options_and_extension_headers_in_the_quote_are_walked() {
         crate::packet::testing::fix_v4_checksum(&mut bytes);
         bytes
     };
-    let keys = [("10.0.0.2", 5353), ("10.96.0.10", 53)].map(|(to, port)| key::<V4>(ends(to, port), Protocol::UDP));
+    let keys =
+        [("10.0.0.2", 5353), ("10.96.0.10", 53)].map(|(to, port)| key::<V4>(ends(to, port), Protocol::UDP));
     let about = |source, quoted: &[u8]| error((12, 0), [21, 0, 0, 0], source, "198.51.100.7", quoted);
     let seen = translated(&about("10.0.0.2", &with_options("10.0.0.2", 5353)[14..]), &keys[0], &keys[1]);
     assert_eq!(seen, about("10.96.0.10", &with_options("10.96.0.10", 53)[14..]));
@@ -126,7 +127,8 @@ fn nat_07_options_and_extension_headers_in_the_quote_are_walked() {
         bytes[18..20].copy_from_slice(&len.to_be_bytes());
         bytes
     };
-    let keys = [("fd00::2", 5353), ("fd96::10", 53)].map(|(to, port)| key::<V6>(ends(to, port), Protocol::UDP));
+    let keys =
+        [("fd00::2", 5353), ("fd96::10", 53)].map(|(to, port)| key::<V6>(ends(to, port), Protocol::UDP));
     let about = |source, quoted: &[u8]| error((4, 1), [0, 0, 0, 6], source, "2001:db8::7", quoted);
     let seen = translated(&about("fd00::2", &extended("fd00::2", 5353)[14..]), &keys[0], &keys[1]);
     assert_eq!(seen, about("fd96::10", &extended("fd96::10", 53)[14..]));
@@ -140,7 +142,8 @@ fn nat_02_a_quoted_udp_without_checksum_stays_without() {
         bytes[40..42].fill(0);
         bytes
     };
-    let keys = [("10.0.0.2", 5353), ("10.96.0.10", 53)].map(|(to, port)| key::<V4>(ends(to, port), Protocol::UDP));
+    let keys =
+        [("10.0.0.2", 5353), ("10.96.0.10", 53)].map(|(to, port)| key::<V4>(ends(to, port), Protocol::UDP));
     let about = |source, quoted: &[u8]| error((3, 3), [0; 4], source, "198.51.100.7", quoted);
     let seen = translated(&about("10.0.0.2", &asked("10.0.0.2", 5353)[14..]), &keys[0], &keys[1]);
     assert_eq!(seen, about("10.96.0.10", &asked("10.96.0.10", 53)[14..]));
@@ -167,7 +170,11 @@ fn nat_07_every_length_of_a_quote_is_read_or_refused() {
             let quote = read::<V4>(ROUTER_4, "198.51.100.7", &whole[14..][..len]);
             assert_eq!(quote.is_some(), len >= least, "{protocol} {len}");
             let translatable = quote.is_some_and(|quote| quote.is_translatable());
-            assert_eq!(translatable, len >= if protocol.has_ports() { 28 } else { least }, "{protocol} {len}");
+            assert_eq!(
+                translatable,
+                len >= if protocol.has_ports() { 28 } else { least },
+                "{protocol} {len}"
+            );
         }
     }
     let whole = frame(Ends::new("2001:db8::7", 40000, "fd00::2", 80), Protocol::TCP, b"");
@@ -242,13 +249,8 @@ fn cases<A: Family>() -> impl Strategy<Value = Case> {
         A::Addr::from_bits(bits).into()
     });
     let ends = || (address.clone(), address.clone(), 1..u16::MAX, 1..u16::MAX);
-    let protocol = proptest::sample::select(vec![
-        Protocol::TCP,
-        Protocol::UDP,
-        Protocol::SCTP,
-        A::ICMP,
-        Protocol(47),
-    ]);
+    let protocol =
+        proptest::sample::select(vec![Protocol::TCP, Protocol::UDP, Protocol::SCTP, A::ICMP, Protocol(47)]);
     let data = proptest::collection::vec(any::<u8>(), 12..64);
     (ends(), ends(), protocol, data, 8..100usize, any::<bool>(), 0..4u8).prop_map(
         |(wire, sent, protocol, data, quoted, router, same)| {
@@ -338,6 +340,9 @@ fn etherparse_agrees_that_errors_of_these_tests_are_sound() {
     assert_eq!(header.checksum, header.icmp_type.calc_checksum(rest));
     let bytes = error((1, 4), [0; 4], ROUTER_6, "2001:db8::7", &quoted[14..]);
     let (header, rest) = Icmpv6Header::from_slice(&bytes[54..]).unwrap();
-    let (from, to) = (ROUTER_6.parse::<std::net::Ipv6Addr>().unwrap(), "2001:db8::7".parse::<std::net::Ipv6Addr>().unwrap());
+    let (from, to) = (
+        ROUTER_6.parse::<std::net::Ipv6Addr>().unwrap(),
+        "2001:db8::7".parse::<std::net::Ipv6Addr>().unwrap(),
+    );
     assert_eq!(header.icmp_type.calc_checksum(from.octets(), to.octets(), rest), Ok(header.checksum));
 }
