@@ -21,6 +21,7 @@ mod pair;
 mod ports;
 pub mod protocol;
 mod shared;
+mod stale;
 mod view;
 mod watch;
 
@@ -111,6 +112,7 @@ pub struct Running {
     admin: Option<admin::Server>,
     watch: Option<watch::Watch>,
     follow: Option<follow::Follower>,
+    sweeper: Option<stale::Sweeper>,
     worker: Option<JoinHandle<Worker>>,
     ended: Receiver<()>,
     guard: Option<Guard>,
@@ -185,12 +187,14 @@ impl Agent {
             admin: None,
             watch: None,
             follow: None,
+            sweeper: None,
             worker: Some(thread),
             ended,
             guard,
             memory: opened.memory,
         };
         running.shared.teach_all();
+        running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
         running.follow = follow::Follower::start(&running.shared)?;
         running.watch = follow.map(|sources| watch::Watch::start(sources, &running.shared)).transpose()?;
         running.admin = listener.map(|listener| listener.serve(&running.shared)).transpose()?;
@@ -242,6 +246,7 @@ impl Running {
         self.admin = None;
         self.watch = None;
         self.follow = None;
+        self.sweeper = None;
         let Some(thread) = self.worker.take() else { return };
         let _ = self.shared.worker.send(Command::Stop);
         let worker = thread.join();
