@@ -22,6 +22,7 @@ mod ports;
 pub mod protocol;
 mod shared;
 mod stale;
+mod tracking;
 mod view;
 mod watch;
 
@@ -168,7 +169,8 @@ impl Agent {
             Kernel::Read(Box::new(Mirror::dump(&netns).map_err(Failure::environment)?))
         };
         let (mut worker, handle) = Worker::new(Forwarder::new(&settings, pool)?)?;
-        let shared = Shared::new(inputs, kernel, handle, pool, host)?;
+        let flows = tracking::FlowTables::of(worker.forwarder());
+        let shared = Shared::new(inputs, kernel, handle, flows, pool, host)?;
         let tables = Arc::clone(&shared.state().compiled.tables);
         let families = families(&tables);
         worker.forwarder().set_tables(tables);

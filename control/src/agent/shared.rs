@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::input::Inputs;
 use super::ports::HostRoutes;
+use super::tracking::FlowTables;
 use super::{changes, machine};
 use crate::compile::{Compiled, Compiler};
 use crate::config::NodeConfig;
@@ -62,6 +63,7 @@ impl Kernel {
 
 pub(super) struct Shared {
     pub(super) worker: Handle,
+    pub(super) flows: FlowTables,
     pub(super) pool: &'static Pool,
     pub(super) started: Instant,
     pub(super) kernel: Kernel,
@@ -95,6 +97,7 @@ impl Shared {
         inputs: Inputs,
         kernel: Kernel,
         worker: Handle,
+        flows: FlowTables,
         pool: &'static Pool,
         mut host: HostRoutes,
     ) -> Result<Arc<Shared>, crate::cli::Failure> {
@@ -111,6 +114,7 @@ impl Shared {
         let state = State { inputs, view, compiled, number: 1, since: Timestamp::now() };
         Ok(Arc::new(Shared {
             worker,
+            flows,
             pool,
             started: began,
             kernel,

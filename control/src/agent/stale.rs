@@ -2,29 +2,23 @@
 //! (UP-03). It looks through the tables in pieces; the worker is asked to remove what was found, a few at a
 //! time, and never waits for it.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded, select};
-use pollux_dataplane::flow::{EntryRef, FlowTable};
-use pollux_dataplane::forward::Forwarder;
-use pollux_dataplane::packet::{Family, V4};
+use pollux_dataplane::flow::EntryRef;
 use pollux_dataplane::tables::{FamilyTables, Tables};
 use pollux_dataplane::worker::Stopped;
 use tracing::{error, info};
 
 use super::shared::Shared;
+use super::tracking::{self, Removed, Tracked};
 use crate::cli::Failure;
 use crate::translate::ServicePorts;
 use crate::translate::stale::is_stale;
-
-/// Slots of a table that are looked at in one piece.
-const PIECE: usize = 512;
-
-/// Flows that the worker removes in one piece.
-const REMOVALS: usize = 64;
 
 /// Sweeps until it is dropped.
 pub(super) struct Sweeper {
@@ -91,14 +85,15 @@ fn sweep_by_state(shared: &Shared) -> Result<(), Ended> {
     let state = shared.state();
     let compiled = &state.compiled;
     let all = &compiled.tables;
-    // Flows that are made from here on are made by these tables.
-    remove::<V4>(shared, all, |forwarder| forwarder.flows_v4(), &[])?;
+    if !tracking::in_force(&shared.worker, all)? {
+        return Err(Ended::Overtaken);
+    }
     let mut removed = 0;
     if let Some(tables) = &all.v4 {
-        removed += sweep_family(shared, all, tables, &compiled.ports_v4, |forwarder| forwarder.flows_v4())?;
+        removed += sweep_family(shared, all, tables, &compiled.ports_v4)?;
     }
     if let Some(tables) = &all.v6 {
-        removed += sweep_family(shared, all, tables, &compiled.ports_v6, |forwarder| forwarder.flows_v6())?;
+        removed += sweep_family(shared, all, tables, &compiled.ports_v6)?;
     }
     if removed > 0 {
         info!(removed, "UDP flows removed whose backend does not serve any more");
@@ -106,49 +101,28 @@ fn sweep_by_state(shared: &Shared) -> Result<(), Ended> {
     Ok(())
 }
 
-/// Where the forwarder has a family's flows.
-type Flows<A> = for<'a> fn(&'a Forwarder) -> &'a FlowTable<A>;
-
-fn sweep_family<A: Family>(
+fn sweep_family<A: Tracked>(
     shared: &Shared,
     all: &Arc<Tables>,
     tables: &FamilyTables<A>,
     ports: &ServicePorts<A>,
-    table: Flows<A>,
 ) -> Result<u64, Ended> {
-    let (mut next, mut removed) = (Some(0), 0);
-    while let Some(from) = next {
-        let piece = shared.worker.ask(move |worker| {
-            let now = worker.now().into();
-            table(worker.forwarder()).list(from, PIECE, now)
-        })?;
-        next = piece.1;
-        let stale = piece.0.iter().filter(|flow| is_stale(tables, ports, &flow.original, &flow.reply));
+    let mut removed = 0;
+    let swept = tracking::pieces::<A, Ended>(&shared.flows, &shared.worker, |flows| {
+        let stale = flows.iter().filter(|flow| is_stale(tables, ports, &flow.original, &flow.reply));
         let stale: Vec<EntryRef> = stale.map(|flow| flow.entry).collect();
-        for some in stale.chunks(REMOVALS) {
-            let gone = remove(shared, all, table, some)?;
-            shared.swept.fetch_add(gone, Ordering::Relaxed);
-            removed += gone;
+        match tracking::remove::<A>(&shared.flows, &shared.worker, &stale, Some(all)) {
+            Ok(Removed::Gone(gone)) => {
+                removed += gone.len() as u64;
+                shared.swept.fetch_add(gone.len() as u64, Ordering::Relaxed);
+                ControlFlow::Continue(())
+            }
+            Ok(Removed::Overtaken) => ControlFlow::Break(Ended::Overtaken),
+            Err(Stopped) => ControlFlow::Break(Ended::Stopped),
         }
+    });
+    match swept {
+        ControlFlow::Continue(()) => Ok(removed),
+        ControlFlow::Break(ended) => Err(ended),
     }
-    Ok(removed)
-}
-
-/// Has the worker remove these flows, if `tables` are in force with it.
-fn remove<A: Family>(
-    shared: &Shared,
-    tables: &Arc<Tables>,
-    table: Flows<A>,
-    flows: &[EntryRef],
-) -> Result<u64, Ended> {
-    let (tables, flows) = (Arc::clone(tables), flows.to_vec());
-    let removed = shared.worker.ask(move |worker| {
-        let forwarder = worker.forwarder();
-        if !Arc::ptr_eq(forwarder.tables(), &tables) {
-            return None;
-        }
-        let table = table(forwarder);
-        Some(flows.iter().filter(|flow| table.remove(**flow)).count() as u64)
-    })?;
-    removed.ok_or(Ended::Overtaken)
 }
