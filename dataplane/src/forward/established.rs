@@ -6,7 +6,7 @@ use super::host::Wire;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
 use super::{Output, Pass};
-use crate::flow::{self, Class, Direction, Hit, NextHopRef, Touch};
+use crate::flow::{self, Class, Direction, FlowKey, Hit, NextHopRef, Touch};
 use crate::nat::{self, Rewrite};
 use crate::packet::ethernet;
 use crate::packet::icmp::ErrorKind;
@@ -26,13 +26,13 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// What a flow entry keeps of the way.
-    pub(super) fn reference(self, generation: u32) -> NextHopRef {
+    /// What a flow entry keeps of the way, found under its destination's `stamp`.
+    pub(super) fn reference(self, stamp: u32) -> NextHopRef {
         let index = match self {
             Way::Port(AdjacencyId(number)) => number,
             Way::Host => u32::MAX,
         };
-        NextHopRef { index, generation }
+        NextHopRef { index, generation: stamp }
     }
 
     /// The way that a flow entry keeps.
@@ -46,6 +46,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// A packet whose key is in the table.
     #[inline]
     pub(super) fn established(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
+        if !self.way_stands(hit) && self.has_moved(headers, hit) {
+            return self.new_connection(packet, headers, origin);
+        }
         let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
         if !hit.is_settled(event, self.now.into()) {
             match self.state.flows.touch(hit, event, self.now.into()) {
@@ -67,7 +70,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Sends a packet the way of its entry.
     #[inline]
     pub(super) fn forward_hit(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
-        let way = match self.way(hit) {
+        let way = match self.way(headers, hit) {
             Ok(way) => way,
             Err(refusal) => return self.refuse(packet, headers, refusal),
         };
@@ -86,20 +89,52 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Where the entry says that its packets go.
     #[inline]
-    fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        if hit.next_hop().generation == self.state.generation {
-            Ok(Way::of(hit.next_hop()))
-        } else {
-            self.reroute(hit)
-        }
+    fn way(&mut self, headers: &Headers<A>, hit: &Hit<A>) -> Result<Way, Refusal> {
+        if self.way_stands(hit) { Ok(Way::of(hit.next_hop())) } else { self.reroute(headers, hit) }
     }
 
-    /// Routing has changed since the entry's next hop was found, or it was never looked for.
+    /// Whether no route has changed under the entry's destination since its next hop was found (RT-05).
+    #[inline]
+    fn way_stands(&self, hit: &Hit<A>) -> bool {
+        hit.next_hop().generation == self.state.stamps.of::<A>(hit.rewrite().destination)
+    }
+
+    /// Routes have changed there, or the entry's next hop was never looked for.
     #[cold]
-    fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        let way = self.route(hit.rewrite().destination)?;
-        self.state.flows.set_next_hop(hit.entry, way.reference(self.state.generation));
+    fn reroute(&mut self, headers: &Headers<A>, hit: &Hit<A>) -> Result<Way, Refusal> {
+        let destination = hit.rewrite().destination;
+        let way = self.route(&routed(headers, hit))?;
+        let stamp = self.state.stamps.of::<A>(destination);
+        self.state.flows.set_next_hop(hit.entry, way.reference(stamp));
         Ok(way)
+    }
+
+    /// CT-13: whether a masqueraded connection leaves by another interface now than the one whose address it
+    /// has. It is over then, and the packet in hand begins a new one. (The kernel drops that packet; the next
+    /// one begins.) Asked in the original direction only, as there.
+    #[cold]
+    fn has_moved(&mut self, headers: &Headers<A>, hit: &Hit<A>) -> bool {
+        let rewrite = hit.rewrite();
+        if hit.direction() == Direction::Reply || rewrite.source == headers.source {
+            return false;
+        }
+        // A route that refuses does not move it: the packet is refused, the connection stays.
+        let Ok(way) = self.route(&routed(headers, hit)) else { return false };
+        let next_hop = self.next_hop(way);
+        let out = next_hop.map(|(port, _)| port);
+        let moved = match Way::of(hit.next_hop()) {
+            Way::Host => out.is_some(),
+            Way::Port(old) if self.state.neighbours.is_current(old) => {
+                out != Some(self.state.neighbours.port(old))
+            }
+            // Its port is not known any more: the address tells.
+            Way::Port(_) => {
+                let neighbour = next_hop.map_or(rewrite.destination, |(_, address)| address);
+                let interfaces = &self.tables.routing.interfaces;
+                interfaces.masquerade_source(out, neighbour, rewrite.destination) != Some(rewrite.source)
+            }
+        };
+        moved && self.state.flows.remove(hit.entry)
     }
 
     /// The stages that a packet of a connection without a reply passes again: those of [`Pass::decide`] but
@@ -122,7 +157,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         request.destination = rewrite.destination;
         request.destination_port = rewrite.destination_port;
         request.destination_is_local = self.locality(request.destination);
-        let way = self.way(hit)?;
+        let way = self.way(headers, hit)?;
         self.forwardable(packet, headers, origin, way)?;
         // The mark is metadata of the first packet and set anew by no later one: NAT is not walked again.
         self.filter(&request, way, Mark::Clear, translated)?;
@@ -159,7 +194,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         let way = if self.state.neighbours.is_current(adjacency) {
             Ok(Way::Port(adjacency))
         } else {
-            self.reroute(hit) // its place in the table was given to another
+            self.reroute(headers, hit) // its place in the table was given to another
         };
         match way {
             Ok(Way::Port(adjacency)) => self.send_or_hold(packet, headers, origin, &hit.rewrite(), adjacency),
@@ -273,6 +308,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             link_destination: link.destination,
         });
     }
+}
+
+/// The packet as routing sees it: its destination is translated, its source is not.
+fn routed<A: Family>(headers: &Headers<A>, hit: &Hit<A>) -> FlowKey<A> {
+    let rewrite = hit.rewrite();
+    let (destination, destination_port) = (rewrite.destination, rewrite.destination_port);
+    FlowKey { destination, destination_port, ..super::key(headers) }
 }
 
 /// A super-frame is judged by its segments (FW-02).
