@@ -20,6 +20,7 @@ pub mod route;
 pub mod service;
 pub mod slots;
 pub mod stats;
+mod sync;
 pub mod tables;
 pub mod time;
 pub mod worker;

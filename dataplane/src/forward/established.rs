@@ -11,7 +11,7 @@ use crate::nat::{self, Rewrite};
 use crate::packet::ethernet;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
-use crate::packet::{Address, Family, Packet};
+use crate::packet::{Address, Family, Packet, Protocol};
 use crate::route::{AdjacencyId, Hold, Link};
 use crate::service::{Mark, Origin};
 use crate::stats::Reason;
@@ -46,7 +46,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// A packet whose key is in the table.
     #[inline]
     pub(super) fn established(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
-        if !self.way_stands(hit) && self.has_moved(headers, hit) {
+        if !self.way_stands(hit) && self.has_moved(hit) {
             return self.new_connection(packet, headers, origin);
         }
         let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
@@ -64,13 +64,14 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             }
         }
         self.observer.see(Event::FlowHit { direction: hit.direction() });
+        self.state.flows.count(hit.entry, headers.packet_len());
         self.forward_hit(packet, headers, origin, hit);
     }
 
     /// Sends a packet the way of its entry.
     #[inline]
     pub(super) fn forward_hit(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
-        let way = match self.way(headers, hit) {
+        let way = match self.way(hit) {
             Ok(way) => way,
             Err(refusal) => return self.refuse(packet, headers, refusal),
         };
@@ -89,8 +90,8 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Where the entry says that its packets go.
     #[inline]
-    fn way(&mut self, headers: &Headers<A>, hit: &Hit<A>) -> Result<Way, Refusal> {
-        if self.way_stands(hit) { Ok(Way::of(hit.next_hop())) } else { self.reroute(headers, hit) }
+    pub(super) fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
+        if self.way_stands(hit) { Ok(Way::of(hit.next_hop())) } else { self.reroute(hit) }
     }
 
     /// Whether no route has changed under the entry's destination since its next hop was found (RT-05).
@@ -101,10 +102,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Routes have changed there, or the entry's next hop was never looked for.
     #[cold]
-    fn reroute(&mut self, headers: &Headers<A>, hit: &Hit<A>) -> Result<Way, Refusal> {
-        let destination = hit.rewrite().destination;
-        let way = self.route(&routed(headers, hit))?;
-        let stamp = self.state.stamps.of::<A>(destination);
+    pub(super) fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
+        let flow = self.routed(hit);
+        let way = self.route(&flow)?;
+        let stamp = self.state.stamps.of::<A>(flow.destination);
         self.state.flows.set_next_hop(hit.entry, way.reference(stamp));
         Ok(way)
     }
@@ -113,13 +114,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// has. It is over then, and the packet in hand begins a new one. (The kernel drops that packet; the next
     /// one begins.) Asked in the original direction only, as there.
     #[cold]
-    fn has_moved(&mut self, headers: &Headers<A>, hit: &Hit<A>) -> bool {
-        let rewrite = hit.rewrite();
-        if hit.direction() == Direction::Reply || rewrite.source == headers.source {
+    fn has_moved(&mut self, hit: &Hit<A>) -> bool {
+        let (rewrite, flow) = (hit.rewrite(), self.routed(hit));
+        if hit.direction() == Direction::Reply || rewrite.source == flow.source {
             return false;
         }
         // A route that refuses does not move it: the packet is refused, the connection stays.
-        let Ok(way) = self.route(&routed(headers, hit)) else { return false };
+        let Ok(way) = self.route(&flow) else { return false };
         let next_hop = self.next_hop(way);
         let out = next_hop.map(|(port, _)| port);
         let moved = match Way::of(hit.next_hop()) {
@@ -135,6 +136,25 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             }
         };
         moved && self.state.flows.remove(hit.entry)
+    }
+
+    /// A packet of the entry as routing sees it: its destination is translated, its source is not.
+    fn routed(&self, hit: &Hit<A>) -> FlowKey<A> {
+        let rewrite = hit.rewrite();
+        let out = FlowKey {
+            source: rewrite.source,
+            destination: rewrite.destination,
+            source_port: rewrite.source_port,
+            destination_port: rewrite.destination_port,
+            protocol: Protocol::default(),
+        };
+        match self.state.flows.get(hit.entry, self.now.into()) {
+            Some(flow) => {
+                let key = if hit.direction() == Direction::Original { flow.original } else { flow.reply };
+                FlowKey { source: key.source, source_port: key.source_port, protocol: key.protocol, ..out }
+            }
+            None => out, // it has just ended
+        }
     }
 
     /// The stages that a packet of a connection without a reply passes again: those of [`Pass::decide`] but
@@ -157,7 +177,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         request.destination = rewrite.destination;
         request.destination_port = rewrite.destination_port;
         request.destination_is_local = self.locality(request.destination);
-        let way = self.way(headers, hit)?;
+        let way = self.way(hit)?;
         self.forwardable(packet, headers, origin, way)?;
         // The mark is metadata of the first packet and set anew by no later one: NAT is not walked again.
         self.filter(&request, way, Mark::Clear, translated)?;
@@ -194,7 +214,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         let way = if self.state.neighbours.is_current(adjacency) {
             Ok(Way::Port(adjacency))
         } else {
-            self.reroute(headers, hit) // its place in the table was given to another
+            self.reroute(hit) // its place in the table was given to another
         };
         match way {
             Ok(Way::Port(adjacency)) => self.send_or_hold(packet, headers, origin, &hit.rewrite(), adjacency),
@@ -220,10 +240,22 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if let Some(link) = self.state.neighbours.resolved(adjacency) {
             return self.send(packet, headers, origin, rewrite, &link);
         }
+        self.hold(packet, headers, origin, rewrite.source, adjacency);
+    }
+
+    /// Lets a packet that will leave with this source wait for a link address.
+    pub(super) fn hold(
+        &mut self,
+        packet: Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        source: A::Addr,
+        adjacency: AdjacencyId,
+    ) {
         if let Err(refusal) = self.fits(&packet, headers, origin, self.state.neighbours.mtu(adjacency)) {
             return self.refuse(packet, headers, refusal);
         }
-        match self.state.neighbours.hold(adjacency, packet, rewrite.source, self.now) {
+        match self.state.neighbours.hold(adjacency, packet, source, self.now) {
             Hold::Waiting => {
                 if let Some(address) = self.state.neighbours.address(adjacency) {
                     let port = self.state.neighbours.port(adjacency);
@@ -308,13 +340,6 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             link_destination: link.destination,
         });
     }
-}
-
-/// The packet as routing sees it: its destination is translated, its source is not.
-fn routed<A: Family>(headers: &Headers<A>, hit: &Hit<A>) -> FlowKey<A> {
-    let rewrite = hit.rewrite();
-    let (destination, destination_port) = (rewrite.destination, rewrite.destination_port);
-    FlowKey { destination, destination_port, ..super::key(headers) }
 }
 
 /// A super-frame is judged by its segments (FW-02).
