@@ -9,6 +9,7 @@ mod hygiene;
 mod ipv6;
 mod laws;
 mod neighbours;
+mod related;
 mod source_ports;
 mod walks;
 mod wire;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Event, Forwarder, Output, Settings};
-use crate::flow::Timeouts;
+use crate::flow::{Sysctls, Timeouts};
 use crate::packet::testing::pool;
 use crate::packet::{Burst, LinkAddr, Packet, PortId, Prefix, Protocol, V4};
 use crate::route::fixture::{
@@ -195,6 +196,7 @@ impl Cluster {
             connections: self.connections,
             clients: self.clients,
             timeouts: Timeouts::default(),
+            sysctls: Sysctls::default(),
             seed: 7,
         };
         let mut forwarder = Forwarder::new(&settings, pool()).unwrap();
