@@ -29,8 +29,7 @@ impl Ends {
     }
 }
 
-/// A packet, from its IP header on. `quoted` is what an ICMP error is about; `identification` the packet's
-/// when the script gives none.
+/// A packet, from its IP header on. `quoted` is what an ICMP error is about; `identification` the packet's.
 pub(super) fn build(
     sending: &Sending,
     transport: Transport,
@@ -41,7 +40,6 @@ pub(super) fn build(
     let v6 = ends.source.is_ipv6();
     let (protocol, payload) = payload(sending, transport, ends, quoted);
     let shape = &sending.shape;
-    let identification = shape.id.unwrap_or(identification);
     let length = payload.len();
     let (from, to) = match shape.part {
         None => (0, length),

@@ -23,7 +23,7 @@ use crate::lab::twins::scenario::Scenario;
 use crate::lab::twins::site::{Namespaces, Site};
 use crate::lab::twins::wire::{Place, Wire};
 
-/// MTU of the port behind which `pod2` is.
+/// MTU of the ports behind which `pod2` and the endpoint of `web` are.
 const SMALL_MTU: usize = 1400;
 
 /// Longest wait for the packet that marks the end.
@@ -34,6 +34,9 @@ const QUIET: Duration = Duration::from_millis(2);
 
 /// Source and destination port of packets that mark the end.
 const MARK: u16 = 9;
+
+/// Identifications of a sequence.
+const IDENTIFICATIONS: u16 = 64;
 
 /// Client ports begin here.
 const FIRST_PORT: u16 = 20_000;
@@ -48,6 +51,8 @@ pub struct Nodes {
     settings: BTreeMap<String, u32>,
     marks: u32,
     next_port: u16,
+    /// Sequences that were run.
+    runs: u16,
     _kernel: Kernel,
     namespaces: Namespaces,
 }
@@ -77,6 +82,8 @@ type Seen = Vec<(Place, Vec<u8>)>;
 
 /// What a running sequence remembers.
 struct Run {
+    /// Identifications count from here, so that no fragment meets those of another sequence.
+    first_identification: u16,
     legs: Vec<Leg>,
     free: [Free; 2],
     reassembly: [Reassembly; 2],
@@ -100,9 +107,11 @@ impl Nodes {
         let settings = timeouts(sysctls);
         let namespaces = site.build(&scenario.settings, prefix).map_err(Failure::environment)?;
         let Namespaces { outside, kernel: judge, pollux } = &namespaces;
-        let small = &site.ports[site.port_of(site.idle_pods[1])];
-        for node in [judge, pollux] {
-            node.ip(&format!("link set {small} mtu {SMALL_MTU}\n")).map_err(Failure::environment)?;
+        for pod in [site.idle_pods[1], roles.web()] {
+            let port = &site.ports[site.port_of(pod)];
+            for node in [judge, pollux] {
+                node.ip(&format!("link set {port} mtu {SMALL_MTU}\n")).map_err(Failure::environment)?;
+            }
         }
         let lab = |error: io::Error| Failure::environment(format!("the lab: {error}"));
         let wires = [
@@ -118,7 +127,7 @@ impl Nodes {
         let forwarder =
             Forwarder::start(pollux, scenario, &site, &settings, pool, &format!("{prefix}pollux"))?;
         let table = Table::open(judge, scenario.family).map_err(lab)?;
-        Ok(Nodes {
+        let mut nodes = Nodes {
             wires,
             table,
             forwarder,
@@ -127,9 +136,30 @@ impl Nodes {
             settings,
             marks: 0,
             next_port: FIRST_PORT,
+            runs: 0,
             _kernel: kernel,
             namespaces,
-        })
+        };
+        nodes.warm_up().map_err(lab)?;
+        Ok(nodes)
+    }
+
+    /// Sends something to everybody, so that no packet of a sequence waits for a link address.
+    fn warm_up(&mut self) -> io::Result<()> {
+        let outside = self.roles.mark(Place::Port(0), &self.site).0;
+        let v4 = outside.is_ipv4();
+        let pods: Vec<(IpAddr, usize)> = self.site.pods.iter().map(|(pod, port)| (*pod, *port)).collect();
+        for (pod, port) in pods.into_iter().filter(|(pod, _)| pod.is_ipv4() == v4) {
+            for (place, source, destination) in [(0, outside, pod), (port, pod, outside)] {
+                self.marks += 1;
+                let mark = mark(source, destination, self.marks);
+                for wire in &mut self.wires {
+                    wire.send(Place::Port(place), source, destination, &mark)?;
+                }
+                self.wait(self.marks)?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives the kernel's node another setting than Pollux's has: so that a test can see that a difference is found.
@@ -152,7 +182,9 @@ impl Nodes {
     }
 
     fn run_steps(&mut self, sequence: &Sequence, instead: &Sequence) -> io::Result<Vec<Outcome>> {
+        self.runs += 1;
         let mut run = Run {
+            first_identification: self.runs * IDENTIFICATIONS,
             legs: self.legs(sequence),
             free: Default::default(),
             reassembly: Default::default(),
@@ -207,10 +239,10 @@ impl Nodes {
 
     /// Sends a packet to both nodes and compares.
     fn send(&mut self, run: &mut Run, number: usize, sendings: [&Sending; 2]) -> io::Result<Outcome> {
-        let identification = 0x7000 + number as u16;
         let mut places = [Place::Host; 2];
         for side in [0, 1] {
             let sending = sendings[side];
+            let identification = run.first_identification + sending.shape.id.unwrap_or(number as u16);
             let leg = &mut run.legs[sending.connection];
             let (place, ends, quoted) = entering(leg, side, sending, &self.roles);
             let packet = build(sending, leg.transport, ends, &quoted, identification);
@@ -260,7 +292,8 @@ impl Nodes {
         }
         for (place, bytes, _) in &whole_packets {
             let Some(ends) = Ip::read(bytes).and_then(|ip| ip.ends()) else { continue };
-            if matches!(sending.content, Content::Error(_)) {
+            // What is delivered to the node itself nobody answers.
+            if matches!(sending.content, Content::Error(_)) || *place == Place::Host {
                 continue;
             }
             leg.sides[side].last[sending.way as usize].clone_from(bytes);
@@ -295,8 +328,14 @@ impl Nodes {
             let mark = mark(source, destination, number);
             self.wires[side].send(place, source, destination, &mark)?;
         }
+        self.wait(number)
+    }
+
+    /// Waits until a mark has come out of both nodes.
+    fn wait(&mut self, number: u32) -> io::Result<[Seen; 2]> {
         let mut seen = [Seen::new(), Seen::new()];
         let mut marked = [false; 2];
+        let mut settled = false;
         let begun = Instant::now();
         let mut last = begun;
         loop {
@@ -311,6 +350,13 @@ impl Nodes {
                 }
             }
             let all = marked == [true; 2];
+            if all && !settled {
+                // Between two bursts it has sent what it has to send.
+                self.forwarder.settle().map_err(|_| io::Error::other("Pollux's worker has stopped"))?;
+                settled = true;
+                last = Instant::now();
+                continue;
+            }
             if all && last.elapsed() >= QUIET {
                 return Ok(seen);
             }

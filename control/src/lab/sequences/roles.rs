@@ -66,6 +66,11 @@ impl Roles {
         })
     }
 
+    /// The endpoint of `web`.
+    pub(super) fn web(&self) -> IpAddr {
+        self.web.endpoint
+    }
+
     /// Who begins a connection: address, port.
     pub(super) fn who(&self, party: Party, transport: Transport) -> (IpAddr, u16) {
         self.whom(party, transport).0

@@ -87,32 +87,11 @@ impl Forwarder {
     /// # Errors
     /// When the worker has stopped.
     pub(in crate::lab) fn connections(&self) -> Result<BTreeMap<Tuple, Tuple>, Stopped> {
-        let mut connections = BTreeMap::new();
-        let mut cursor = Some(0);
-        while let Some(from) = cursor {
-            cursor = match self.family {
-                Family::IPv4 => {
-                    let (listed, next) = self.agent.worker().ask(move |worker| {
-                        let now = worker.now().into();
-                        worker.forwarder().flows_v4().list(from, SLICE, now)
-                    })?;
-                    connections.extend(listed.iter().map(tuples::<V4>));
-                    next
-                }
-                Family::IPv6 => {
-                    let (listed, next) = self.agent.worker().ask(move |worker| {
-                        let now = worker.now().into();
-                        worker.forwarder().flows_v6().list(from, SLICE, now)
-                    })?;
-                    connections.extend(listed.iter().map(tuples::<V6>));
-                    next
-                }
-            };
-        }
-        Ok(connections)
+        let entries = self.entries()?;
+        Ok(entries.into_iter().map(|entry| (entry.original, entry.reply)).collect())
     }
 
-    /// The connections, with all that is compared of them.
+    /// The connections, with all that sequences compare of them.
     ///
     /// # Errors
     /// When the worker has stopped.
@@ -140,6 +119,14 @@ impl Forwarder {
             };
         }
         Ok(entries)
+    }
+
+    /// Returns when everything that the worker has taken in is out.
+    ///
+    /// # Errors
+    /// When the worker has stopped.
+    pub(in crate::lab) fn settle(&self) -> Result<(), Stopped> {
+        self.agent.worker().ask(|_| ())
     }
 
     /// Drop counters that are not 0, for people who look for the cause of a difference.
