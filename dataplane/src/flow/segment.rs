@@ -162,12 +162,9 @@ pub(super) fn begin(
     windows: Option<&mut Windows>,
 ) -> Status {
     let direction = Direction::Original;
-    let mut status = status.with_last(segment.kind, direction).tracked(direction);
     memory.set_seen(direction, Seen { ack: 0, end: segment.end });
-    if segment.kind == Segment::Ack {
-        status = status.window_closed(segment.window == 0);
-        memory.notes[0] = fingerprint(segment, memory, direction);
-    }
+    // What window there is, an acknowledgement of what was seen will say.
+    let status = status.with_last(segment.kind, direction).tracked(direction).window_closed(true);
     if let Some(windows) = windows {
         windows.begin(segment);
     }
@@ -266,7 +263,7 @@ pub(super) fn step(
             moved = moved.with_acks(tracked.acked()).tracked(direction);
             if kind == Segment::Ack {
                 moved = moved.with_retransmissions(tracked.retransmissions());
-                moved = moved.window_closed(segment.window == 0);
+                moved = moved.window_closed(tracked.offers_none());
             }
         }
         None => moved = follow(moved, state, direction, segment, memory),
@@ -406,7 +403,7 @@ fn follow(
         own.ack = segment.acknowledgement;
     }
     memory.set_seen(direction, own);
-    if segment.kind != Segment::Ack {
+    if segment.kind != Segment::Ack || !plausible {
         return status;
     }
     // The same again, and nothing has moved in between in either direction.

@@ -7,7 +7,7 @@ use super::entry::{SEEN, USE};
 use super::events::EventKind;
 use super::key::Direction;
 use super::segment::{Memory, Seen, is_unacknowledged};
-use super::state::{Effect, Event, STREAM_AFTER, State, Status, step};
+use super::state::{Effect, Event, STREAM_AFTER, State, Status, first_timeout, step};
 use super::table::{End, FlowTable};
 use super::timeout::Timeout;
 use super::types::{Class, EntryRef, Hit, SETTLED_MILLIS, Tick, Touch};
@@ -163,11 +163,17 @@ impl<A: Family> FlowTable<A> {
             }
             let fresh = u64::from(now.plus(settled));
             let _ = last_use.compare_exchange(old_use, note | fresh, AcqRel, Relaxed);
-            if changed {
+            // What is only remembered of a packet is no business of the other direction's.
+            if changed && !(self.settles(status) && self.settles(next)) {
                 unsettle(peer_use, now);
             }
             return Ok(Touch::Forward(class));
         }
+    }
+
+    /// The timeout that a connection begins with.
+    pub(super) fn first_timeout(&self, status: Status, memory: &Memory) -> Timeout {
+        first_timeout(status, memory, (&self.sysctls, &self.timeouts))
     }
 
     /// The early time of a provisional deadline ([`Status::is_provisional`]), when the connection has one.
