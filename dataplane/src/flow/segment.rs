@@ -54,6 +54,12 @@ impl<'a> TcpSegment<'a> {
         })
     }
 
+    /// Its numbers, as [`FlowTable::follow`](super::FlowTable::follow) takes them.
+    #[inline]
+    pub(super) fn numbers(&self) -> u64 {
+        Seen { end: self.end, ack: self.acknowledgement }.word()
+    }
+
     /// Whether it has the flag SYN.
     pub(super) fn is_syn(&self) -> bool {
         matches!(self.kind, Segment::Syn | Segment::SynAck)
@@ -66,7 +72,8 @@ pub(super) fn after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
 }
 
-/// What was seen of one direction.
+/// What was seen of one direction. As a word: the end in the upper half, the acknowledgement in the lower, in the
+/// order of a TCP header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Seen {
     /// The highest acknowledgement.
@@ -78,20 +85,19 @@ pub(super) struct Seen {
 impl Seen {
     #[inline(always)]
     pub(super) fn of(word: u64) -> Seen {
-        Seen { ack: (word >> 32) as u32, end: word as u32 }
+        Seen { end: (word >> 32) as u32, ack: word as u32 }
     }
 
     #[inline(always)]
     pub(super) fn word(self) -> u64 {
-        u64::from(self.ack) << 32 | u64::from(self.end)
+        u64::from(self.end) << 32 | u64::from(self.ack)
     }
 
     /// After a segment of a connection in use: the higher of both.
-    #[inline(always)]
-    pub(super) fn with(self, ack: u32, end: u32) -> Seen {
+    pub(super) fn with(self, segment: Seen) -> Seen {
         Seen {
-            ack: if after(ack, self.ack) { ack } else { self.ack },
-            end: if after(end, self.end) { end } else { self.end },
+            end: if after(segment.end, self.end) { segment.end } else { self.end },
+            ack: if after(segment.ack, self.ack) { segment.ack } else { self.ack },
         }
     }
 }

@@ -27,20 +27,28 @@ impl<A: Family> FlowTable<A> {
     pub fn pass(&self, hit: &Hit<A>, event: &Event<'_>, now: Tick) -> bool {
         let passes = hit.is_settled(event, now);
         if let (true, Event::Tcp(segment)) = (passes, event) {
-            self.follow(hit.entry, segment.acknowledgement, segment.end);
+            self.follow(hit, segment.numbers());
         }
         passes
     }
 
-    /// Notes the numbers of a TCP segment of a settled connection (CT-07): acknowledgement, and the sequence
-    /// number behind its data. One word, in the line that was read anyway, and written only when it changes. A
-    /// worker that is late may write into the next connection of the slot: it does no worse there than a segment
-    /// with strange numbers.
+    /// Notes the numbers of a TCP segment of a settled connection (CT-07): in the upper half the sequence number
+    /// behind its data, in the lower its acknowledgement. One word, in the line that was read anyway, and written
+    /// only when it changes.
     #[inline(always)]
-    pub fn follow(&self, entry: EntryRef, ack: u32, end: u32) {
+    pub fn follow(&self, hit: &Hit<A>, numbers: u64) {
+        if numbers != hit.words.seen {
+            self.raise(hit.entry, Seen::of(numbers));
+        }
+    }
+
+    /// A worker that is late may write into the next connection of the slot: it does no worse there than a
+    /// segment with strange numbers.
+    #[inline(never)]
+    fn raise(&self, entry: EntryRef, segment: Seen) {
         let word = &self.entries.view(entry.index)[SEEN];
         let old = word.load(Relaxed);
-        let new = Seen::of(old).with(ack, end).word();
+        let new = Seen::of(old).with(segment).word();
         if new != old {
             word.store(new, Relaxed);
         }

@@ -56,6 +56,7 @@ impl Forwarder {
                 ("nf_conntrack_udp_timeout".to_owned(), 120),
                 ("nf_conntrack_icmp_timeout".to_owned(), 120),
                 ("nf_conntrack_icmpv6_timeout".to_owned(), 120),
+                ("nf_conntrack_sctp_timeout_closed".to_owned(), 120),
                 ("nf_conntrack_sctp_timeout_cookie_wait".to_owned(), 120),
             ]),
             ports: ports.chain([port(HOST_PORT, Role::Host)]).collect(),

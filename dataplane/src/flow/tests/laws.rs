@@ -214,7 +214,7 @@ impl<A: Family> World<A> {
             connection.used = self.now;
             if let Event::Tcp(segment) = event {
                 let word = &mut connection.memory.words[direction as usize];
-                *word = Seen::of(*word).with(segment.acknowledgement, segment.end).word();
+                *word = Seen::of(*word).with(Seen::of(segment.numbers())).word();
             }
             return;
         }
