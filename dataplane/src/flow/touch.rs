@@ -37,13 +37,22 @@ impl<A: Family> FlowTable<A> {
     /// only when it changes.
     #[inline(always)]
     pub fn follow(&self, hit: &Hit<A>, numbers: u64) {
-        if numbers != hit.words.seen {
+        const SIGNS: u64 = 0x8000_0000_8000_0000;
+        let moved = numbers.wrapping_sub(hit.words.seen);
+        if moved == 0 {
+            return;
+        }
+        // Both have moved on or stand. A borrow of the lower half can only make it seem otherwise.
+        if moved & SIGNS == 0 {
+            self.entries.view(hit.entry.index)[SEEN].store(numbers, Relaxed);
+        } else {
             self.raise(hit.entry, Seen::of(numbers));
         }
     }
 
     /// A worker that is late may write into the next connection of the slot: it does no worse there than a
     /// segment with strange numbers.
+    #[cold]
     #[inline(never)]
     fn raise(&self, entry: EntryRef, segment: Seen) {
         let word = &self.entries.view(entry.index)[SEEN];
