@@ -346,6 +346,20 @@ impl<A: Family> FlowTable<A> {
     }
 }
 
+/// What the model tests ask, to make keys that meet in the index.
+#[cfg(feature = "model")]
+impl<A: Family> FlowTable<A> {
+    /// The home bucket of a key, its other bucket, and its signature.
+    pub fn places(&self, key: &FlowKey<A>) -> ([u32; 2], u16) {
+        self.index.places(self.hash(key))
+    }
+
+    /// Whether the entry, which has this key, is in its home bucket.
+    pub fn is_at_home(&self, entry: EntryRef, key: &FlowKey<A>) -> bool {
+        self.index.is_at_home(self.hash(key), entry.index)
+    }
+}
+
 impl FlowTable<V4> {
     /// As [`hash`](Self::hash).
     #[inline(always)]
