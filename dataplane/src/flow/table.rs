@@ -204,6 +204,12 @@ impl<A: Family> FlowTable<A> {
         self.lookup(reply).is_none_or(|hit| self.is_over(hit.entry, now))
     }
 
+    /// Whether the connection of an entry lives and its time is not over: for who uses it without being one of its
+    /// packets, as an ICMP error does.
+    pub fn is_live(&self, entry: EntryRef, now: Tick) -> bool {
+        !self.is_over(entry, now)
+    }
+
     /// Stores both directions of a connection, or none: the original entry. When the table is full, an
     /// unassured connection near by makes room (CT-09).
     ///

@@ -6,6 +6,7 @@
 //! express.rs  the common case in one piece; everything else:
 //! look up ──hit──→ established.rs   state, route, rewrite, link header, out
 //!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
+//! ICMP errors → related.rs
 //! not IP, or not for Pollux → host.rs (NDP: ndp.rs);  what is refused with an error → host.rs
 //! ```
 //!
@@ -19,6 +20,7 @@ mod limit;
 mod ndp;
 mod new;
 pub mod observe;
+mod related;
 #[cfg(test)]
 mod tests;
 
