@@ -46,9 +46,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// A packet whose key is in the table.
     #[inline]
     pub(super) fn established(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
-        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
-        if !hit.is_settled(event, self.now.into()) {
-            match self.state.flows.touch(hit, event, self.now.into()) {
+        let event = flow::Event::of(&packet, headers);
+        if !self.state.flows.pass(hit, &event, self.now.into()) {
+            match self.state.flows.touch(hit, &event, self.now.into()) {
                 Touch::Forward(Class::Established) => {}
                 // WK-08: as long as no reply was seen the filter is asked about every packet.
                 Touch::Forward(Class::New) => {
