@@ -25,19 +25,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use loom::sync::Arc;
 use loom::thread;
 use pollux_dataplane::flow::{
-    Class, Event, FlowKey, FlowTable, InsertError, NewConnection, NextHopRef, State, TcpState, Tick,
-    Timeouts, Touch,
+    Class, Event, FlowKey, FlowTable, InsertError, NewConnection, NextHopRef, Segment, State, TcpSegment,
+    TcpState, Tick, Timeouts, Touch,
 };
 use pollux_dataplane::packet::{Family, Protocol, V4, V6};
 use pollux_dataplane::time::Instant;
 
-const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 const ACK: u8 = 0x10;
 const FIN_ACK: u8 = 0x11;
 const RST: u8 = 0x04;
 
-const UDP: Event = Event::Other;
+const UDP: Event<'static> = Event::Other;
 
 /// How often a running thread is interrupted at most in one execution. Most errors need one or two
 /// interruptions; each further one multiplies the executions.
@@ -122,12 +121,29 @@ fn tcp(port: u16) -> NewConnection<V4> {
     }
 }
 
+/// What a packet with these TCP flags says; nothing for other protocols.
+fn event(protocol: Protocol, flags: u8) -> Event<'static> {
+    if protocol != Protocol::TCP {
+        return UDP;
+    }
+    let segment = TcpSegment {
+        kind: Segment::of(flags),
+        sequence: 1,
+        acknowledgement: 1,
+        acknowledges: flags & ACK != 0,
+        end: 1 + u32::from(flags & 1),
+        window: 65_000,
+        options: &[],
+    };
+    Event::Tcp(segment)
+}
+
 /// One packet, as the forwarder treats it.
 fn packet<A: Numbered>(table: &FlowTable<A>, key: &FlowKey<A>, flags: u8, now: Tick) -> Touch {
-    let event = Event::new(key.protocol, flags);
+    let event = event(key.protocol, flags);
     match table.lookup(key) {
         None => Touch::Gone,
-        Some(hit) if hit.is_settled(event, now) => Touch::Forward(Class::Established),
-        Some(hit) => table.touch(&hit, event, now),
+        Some(hit) if table.pass(&hit, &event, now) => Touch::Forward(Class::Established),
+        Some(hit) => table.touch(&hit, &event, now),
     }
 }

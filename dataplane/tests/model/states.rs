@@ -53,7 +53,7 @@ fn ct_12_after_a_fin_no_direction_is_settled() {
         );
         for key in [&new.original, &new.reply] {
             let hit = table.lookup(key).unwrap();
-            assert!(!hit.is_settled(Event::new(Protocol::TCP, ACK), at(501)), "{:?}", hit.direction());
+            assert!(!hit.is_settled(&event(Protocol::TCP, ACK), at(501)), "{:?}", hit.direction());
         }
         // CLOSE_WAIT when the segment came last, 60 s; else FIN_WAIT, 120 s.
         let time = if flow.state == State::Tcp(TcpState::CloseWait) { 60 } else { 120 };
@@ -72,7 +72,7 @@ fn ct_12_a_late_touch_does_not_reach_the_next_connection() {
             let table = table.clone();
             thread::spawn(move || {
                 let Some(hit) = table.lookup(&first.reply) else { return };
-                let touch = table.touch(&hit, UDP, at(10));
+                let touch = table.touch(&hit, &UDP, at(10));
                 assert!(matches!(touch, Touch::Forward(Class::Established) | Touch::Gone), "{touch:?}");
             })
         };
@@ -83,7 +83,7 @@ fn ct_12_a_late_touch_does_not_reach_the_next_connection() {
         assert!(!flow.seen_reply && flow.state == State::Udp);
         assert_eq!(flow.remaining, Duration::from_secs(30));
         for key in [second.original, second.reply] {
-            assert!(!table.lookup(&key).unwrap().is_settled(UDP, at(21)));
+            assert!(!table.lookup(&key).unwrap().is_settled(&UDP, at(21)));
         }
     });
 }
