@@ -19,8 +19,6 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::key::FlowKey;
 use super::types::{EntryRef, Hit, HitWords};
@@ -29,6 +27,8 @@ use crate::nat::Rewrite;
 use crate::nat::rewrite::Changes;
 use crate::packet::checksum::Delta;
 use crate::packet::family::{Address, Family};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU64, fence};
 
 /// Words that a line view shows: an entry, and for IPv4 the one behind it.
 const VIEW: usize = 16;
@@ -165,7 +165,7 @@ impl<A: Family> Entries<A> {
             let seen = view[SEEN].load(Relaxed);
             // Pairs with the fence of `write` and `give_up`: whoever saw a word that they stored sees their
             // version here.
-            std::sync::atomic::fence(Acquire);
+            fence(Acquire);
             if view[VERSION].load(Relaxed) != before {
                 continue;
             }
@@ -192,7 +192,7 @@ impl<A: Family> Entries<A> {
         let view = self.view(index);
         let version = self.next_version(index);
         // The version is even already (`give_up` raised it); the words must not be seen before that.
-        std::sync::atomic::fence(Release);
+        fence(Release);
         let mut key = content.key.words();
         if !content.rewrite.is_identity() {
             key[Self::KEY_WORDS - 1] |= TRANSLATED;
@@ -219,7 +219,7 @@ impl<A: Family> Entries<A> {
         debug_assert!(version & 1 == 0, "the entry lived");
         view[VERSION].store(u64::from(version) << 32, Relaxed);
         // What the table writes next must not be seen before that.
-        std::sync::atomic::fence(Release);
+        fence(Release);
     }
 
     /// Replaces the next hop, if the entry's life is still `version`.

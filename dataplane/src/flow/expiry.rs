@@ -1,7 +1,5 @@
 //! How connections end: expiry in bounded slices (CT-10), eviction from a full table (CT-09), removal.
 
-use std::sync::TryLockError;
-use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
 use super::events::EventKind;
@@ -10,6 +8,8 @@ use super::state::Status;
 use super::table::{End, FlowTable, Writer};
 use super::types::{EntryRef, Tick};
 use crate::packet::family::Family;
+use crate::sync::Ordering::{Relaxed, Release};
+use crate::sync::TryLockError;
 
 /// Every deadline is looked at so often when [`FlowTable::expire`] gets the budget it asks for.
 const EXPIRY_ROUND: Duration = Duration::from_millis(500);

@@ -1,7 +1,6 @@
 //! What people may see of the table, and removal of what they choose (CT-11). Nothing here takes a lock that
 //! the packet path waits for longer than one connection takes.
 
-use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -13,6 +12,7 @@ use super::table::{End, FlowTable};
 use super::timeout::Timeout;
 use super::types::{EntryRef, FlowInfo, Tick};
 use crate::packet::family::Family;
+use crate::sync::{Ordering::Acquire, spin_loop};
 
 impl<A: Family> FlowTable<A> {
     /// The connection of an entry.
@@ -91,7 +91,7 @@ impl<A: Family> FlowTable<A> {
             let word = self.states[connection as usize].load(Acquire);
             if back.entry.version != there.entry.version || (word >> 32) as u32 != there.entry.version {
                 // Between the two reads the slot got another connection.
-                std::hint::spin_loop();
+                spin_loop();
                 continue;
             }
             let status = Status(word as u32);

@@ -25,9 +25,6 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::accounting::{Accounting, Counts};
 use super::entry::{Content, Entries, NextHopRef};
@@ -42,6 +39,8 @@ use super::types::{Candidate, Counters, EntryRef, Hit, InsertError, NewConnectio
 use super::window::{WindowArray, Windows};
 use crate::memory::Array;
 use crate::packet::family::{Family, V4};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, PoisonError};
 
 /// The most connections of a table: a reference to an entry has 31 bits.
 pub const MAX_CONNECTIONS: usize = 1 << 30;
@@ -213,6 +212,12 @@ impl<A: Family> FlowTable<A> {
     /// The reservation itself is [`insert`](Self::insert).
     pub fn is_reply_free(&self, reply: &FlowKey<A>, now: Tick) -> bool {
         self.lookup(reply).is_none_or(|hit| self.is_over(hit.entry, now))
+    }
+
+    /// Whether the connection of an entry lives and its time is not over: for who uses it without being one of its
+    /// packets, as an ICMP error does.
+    pub fn is_live(&self, entry: EntryRef, now: Tick) -> bool {
+        !self.is_over(entry, now)
     }
 
     /// Stores both directions of a connection, or none: the original entry. When the table is full, an

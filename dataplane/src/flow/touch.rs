@@ -1,8 +1,6 @@
 //! How a packet moves its connection: state, last use, deadline. See [`table`](super::table) for the protocol
 //! between those who read and write these words at once.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-
 use super::entry::{SEEN, USE};
 use super::events::EventKind;
 use super::key::Direction;
@@ -13,6 +11,7 @@ use super::timeout::Timeout;
 use super::types::{Class, EntryRef, Hit, SETTLED_MILLIS, Tick, Touch};
 use super::window::Windows;
 use crate::packet::family::Family;
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed};
 
 /// A settled time is at most this part of the timeout.
 const SETTLED_SHARE: u32 = 32;
@@ -309,7 +308,7 @@ enum Ending {
 }
 
 /// Ends the settled time of an entry.
-fn unsettle(last_use: &std::sync::atomic::AtomicU64, now: Tick) {
+fn unsettle(last_use: &crate::sync::AtomicU64, now: Tick) {
     let old = last_use.load(Acquire);
     let stale = old & !u64::from(u32::MAX) | u64::from(now.0);
     let _ = last_use.compare_exchange(old, stale, AcqRel, Relaxed);

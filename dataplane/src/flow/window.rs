@@ -12,8 +12,8 @@
 //! IV   ack        ≥ R.end - max(66000, S.window)  not older than what can be on its way
 //! ```
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::AtomicU64;
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
 
 use std::io;
 
@@ -410,7 +410,7 @@ impl WindowArray {
         let at = connection as usize * WORDS;
         let words = &self.0[at..at + WORDS];
         while words[0].compare_exchange_weak(0, 1, Acquire, Relaxed).is_err() {
-            std::hint::spin_loop();
+            crate::sync::spin_loop();
         }
         let mut windows = Windows::from_words(std::array::from_fn(|word| words[word + 1].load(Relaxed)));
         let result = work(&mut windows);

@@ -8,7 +8,7 @@ use super::established::Way;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
 use super::{Core, Forwarder, Output, Pass, limit};
-use crate::flow::Direction;
+use crate::flow::{Direction, FlowKey};
 use crate::nat::Rewrite;
 use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::ethernet::{self, Ethernet};
@@ -150,7 +150,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.core.deliver(packet, self.ports, self.out, self.observer);
     }
 
-    /// Packets that make no connection: ICMP that is no query is routed as it is; a fragment's ports are
+    /// Packets that make no connection: an ICMP error belongs to another's, or to none; a fragment's ports are
     /// not known, so it cannot be translated and is not let through untranslated; a TCP segment with impossible
     /// flags is invalid.
     #[cold]
@@ -173,13 +173,16 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if !verify_transport_checksum(&packet, headers) {
             return self.invalid(packet, headers, origin, Reason::TransportChecksum);
         }
+        if headers.icmp == IcmpClass::Error {
+            return self.related(packet, headers, origin);
+        }
         self.observer.see(Event::Untracked);
         self.send_as_it_is(packet, headers, origin);
     }
 
     /// Routes a packet without translating it.
     pub(super) fn send_as_it_is(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
-        match self.route_new(headers.destination, origin) {
+        match self.route_new(&super::key(headers), origin) {
             Ok(Way::Host) if origin == Origin::Host => self.drop(packet, Reason::NotForPollux),
             Ok(Way::Host) => self.deliver(packet),
             Ok(Way::Port(adjacency)) => {
@@ -229,7 +232,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 let neighbour = self.state.neighbours.get_or_create(packet.port, to, self.now);
                 neighbour.map(Way::Port).map_err(Refusal::from)
             }
-            None => self.route(to),
+            None => self.route(&FlowKey {
+                source,
+                destination: to,
+                source_port: 0,
+                destination_port: 0,
+                protocol: A::ICMP,
+            }),
         };
         match way {
             Ok(Way::Host) => self.deliver(error),
