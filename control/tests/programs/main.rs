@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 use pollux_control::kernel::sandbox::{Privilege, Sandbox, find_program};
 
+mod paths;
 mod servers;
 mod site;
 mod transfers;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     }
     let mut trials = Vec::new();
     trials.extend(transfers::trials());
+    trials.extend(paths::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

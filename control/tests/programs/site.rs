@@ -451,6 +451,11 @@ fn await_link_local(netns: &Netns) -> Outcome {
     }
 }
 
+/// An error when a program says something else than it should.
+pub(crate) fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: T, wanted: T) -> Outcome {
+    if got == wanted { Ok(()) } else { Err(format!("{what}: {got:?} instead of {wanted:?}").into()) }
+}
+
 /// A command as a person would write it.
 fn shown(node: &str, program: &str, arguments: &[&str]) -> String {
     format!("{node}: {program} {}", arguments.join(" "))

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::servers::{CONTENT, NAME, SERVERS, TEXT};
-use super::site::{Addresses, At, CLIENT, NODE, Outcome, POD_A, POD_B, SOON, Site, To, Way, families};
+use super::site::{Addresses, At, CLIENT, NODE, Outcome, POD_A, POD_B, SOON, Site, To, Way, families, same};
 use super::trial;
 
 /// Connections that wrk makes in all.
@@ -32,10 +32,6 @@ fn everywhere(mut each: impl FnMut(Way, &Addresses) -> Outcome) -> Outcome {
         }
     }
     Ok(())
-}
-
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: T, wanted: T) -> Outcome {
-    if got == wanted { Ok(()) } else { Err(format!("{what}: {got:?} instead of {wanted:?}").into()) }
 }
 
 fn curl(site: &mut Site) -> Outcome {
