@@ -36,6 +36,7 @@ use crossbeam_channel::Receiver;
 use pollux_dataplane::flow::{Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::fault::FaultHandle;
 use pollux_dataplane::port::guard::{Families, Guard, Means};
 use pollux_dataplane::port::memory::MemoryHandle;
 use pollux_dataplane::tables::Tables;
@@ -119,6 +120,7 @@ pub struct Running {
     ended: Receiver<()>,
     guard: Option<Guard>,
     memory: HashMap<String, MemoryHandle>,
+    faults: HashMap<String, FaultHandle>,
 }
 
 impl Agent {
@@ -195,6 +197,7 @@ impl Agent {
             ended,
             guard,
             memory: opened.memory,
+            faults: opened.faults,
         };
         running.shared.teach_all();
         running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
@@ -232,6 +235,11 @@ impl Running {
     /// The other side of a memory port.
     pub fn memory(&self, port: &str) -> Option<&MemoryHandle> {
         self.memory.get(port)
+    }
+
+    /// The counters of the bad wire before a port; nothing when it has none.
+    pub fn faults(&self, port: &str) -> Option<&FaultHandle> {
+        self.faults.get(port)
     }
 
     /// Becomes ready (disconnected) when the worker has ended by itself, which it never should.
