@@ -11,6 +11,14 @@ use std::arch::x86_64::__m128i;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hash(pub(super) u64);
 
+impl Hash {
+    /// The hash as a number, for another table under the same seed.
+    #[inline]
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+}
+
 /// A key for the state to begin with, and two round keys.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Debug)]
