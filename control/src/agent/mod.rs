@@ -28,10 +28,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
-use pollux_dataplane::flow::{Timeout, Timeouts};
+use pollux_dataplane::flow::{Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
+use pollux_dataplane::nat::fragments::Limits;
+use pollux_dataplane::packet::{V4, V6};
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::guard::{Families, Guard, Means};
 use pollux_dataplane::port::memory::MemoryHandle;
@@ -165,7 +168,10 @@ impl Agent {
         } else {
             Kernel::Read(Box::new(Mirror::dump(&netns).map_err(Failure::environment)?))
         };
-        let (mut worker, handle) = Worker::new(Forwarder::new(&settings, pool)?)?;
+        let mut forwarder = Forwarder::new(&settings, pool)?;
+        let [v4, v6] = fragment_timeouts(&inputs.config);
+        forwarder.set_fragment_timeouts(v4, v6);
+        let (mut worker, handle) = Worker::new(forwarder)?;
         let shared = Shared::new(inputs, kernel, handle, pool, host)?;
         let tables = Arc::clone(&shared.state().compiled.tables);
         let families = families(&tables);
@@ -282,7 +288,7 @@ fn families(tables: &Tables) -> Families {
     }
 }
 
-/// Size and timeouts of the flow table (CT-05, CT-09).
+/// Size, timeouts and other settings of the flow table (CT-05 to CT-07, CT-09, CT-11).
 fn settings(config: &Config) -> Settings {
     let conntrack = &config.proxy.conntrack;
     let node = config.node.as_ref();
@@ -299,8 +305,14 @@ fn settings(config: &Config) -> Settings {
         (Timeout::Udp, conntrack.udp),
         (Timeout::UdpStream, conntrack.udp_stream),
     ];
-    let from_node = node.into_iter().flat_map(|node| &node.sysctl).filter_map(|(name, &seconds)| {
-        Some((Timeout::by_name(name)?, Some(std::time::Duration::from_secs(u64::from(seconds)))))
+    let mut sysctls = Sysctls::default();
+    // As in kube-proxy, `false` sets nothing: the default stays.
+    sysctls.tcp_be_liberal |= conntrack.tcp_be_liberal == Some(true);
+    let from_node = node.into_iter().flat_map(|node| &node.sysctl).filter_map(|(name, &value)| {
+        if sysctls.set(name, value) {
+            return None;
+        }
+        Some((Timeout::by_name(name)?, Some(Duration::from_secs(u64::from(value)))))
     });
     for (timeout, value) in from_proxy.into_iter().chain(from_node) {
         if let Some(value) = value.filter(|value| !value.is_zero())
@@ -310,12 +322,38 @@ fn settings(config: &Config) -> Settings {
         }
     }
     let clients = node.and_then(|node| node.clients).unwrap_or(CLIENTS) as usize;
-    Settings { connections, clients, timeouts, seed: rand::random() }
+    Settings { connections, clients, timeouts, sysctls, seed: rand::random() }
+}
+
+/// How long fragments wait, of IPv4 and of IPv6 (NAT-08).
+fn fragment_timeouts(config: &Config) -> [Duration; 2] {
+    let sysctl = |name| {
+        let seconds = config.node.as_ref().and_then(|node| node.sysctl.get(name))?;
+        Some(Duration::from_secs(u64::from(*seconds)))
+    };
+    [
+        sysctl("ipfrag_time").unwrap_or(Limits::of::<V4>().timeout),
+        sysctl("nf_conntrack_frag6_timeout").unwrap_or(Limits::of::<V6>().timeout),
+    ]
 }
 
 /// Says what is worth saying about the input.
 pub fn report<'a>(warnings: impl IntoIterator<Item = &'a Problem>) {
     for warning in warnings {
         warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nat_08_the_time_of_fragments_is_that_of_the_kernel_s_sysctls() {
+        let mut config = Config::default();
+        assert_eq!(fragment_timeouts(&config), [30, 60].map(Duration::from_secs));
+        let sysctl = [("ipfrag_time".to_string(), 5), ("nf_conntrack_frag6_timeout".to_string(), 6)];
+        config.node = Some(NodeConfig { sysctl: sysctl.into(), ..NodeConfig::default() });
+        assert_eq!(fragment_timeouts(&config), [5, 6].map(Duration::from_secs));
     }
 }

@@ -63,6 +63,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             }
         }
         self.observer.see(Event::FlowHit { direction: hit.direction() });
+        self.state.flows.count(hit.entry, headers.packet_len());
         self.forward_hit(packet, headers, origin, hit);
     }
 
@@ -88,7 +89,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Where the entry says that its packets go.
     #[inline]
-    fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
+    pub(super) fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
         if hit.next_hop().generation == self.state.generation {
             Ok(Way::of(hit.next_hop()))
         } else {
@@ -98,7 +99,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Routing has changed since the entry's next hop was found, or it was never looked for.
     #[cold]
-    fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
+    pub(super) fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
         let way = self.route(hit.rewrite().destination)?;
         self.state.flows.set_next_hop(hit.entry, way.reference(self.state.generation));
         Ok(way)
@@ -187,13 +188,25 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if let Some(link) = self.state.neighbours.resolved(adjacency) {
             return self.send(packet, headers, origin, rewrite, &link);
         }
-        if let Err(refusal) = self.fits(&packet, headers, origin, self.state.neighbours.mtu(adjacency)) {
-            return self.refuse(packet, headers, refusal);
-        }
         if headers.is_fragment() && !self.is_found_again(headers) {
             return self.hold_fragment(packet, headers, origin, rewrite, adjacency);
         }
-        match self.state.neighbours.hold(adjacency, packet, rewrite.source, self.now) {
+        self.hold(packet, headers, origin, rewrite.source, adjacency);
+    }
+
+    /// Lets a packet that will leave with this source wait for a link address.
+    pub(super) fn hold(
+        &mut self,
+        packet: Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        source: A::Addr,
+        adjacency: AdjacencyId,
+    ) {
+        if let Err(refusal) = self.fits(&packet, headers, origin, self.state.neighbours.mtu(adjacency)) {
+            return self.refuse(packet, headers, refusal);
+        }
+        match self.state.neighbours.hold(adjacency, packet, source, self.now) {
             Hold::Waiting => {
                 if let Some(address) = self.state.neighbours.address(adjacency) {
                     let port = self.state.neighbours.port(adjacency);

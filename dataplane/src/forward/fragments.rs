@@ -11,7 +11,7 @@ use crate::flow::{self, Direction, Hit};
 use crate::nat::Rewrite;
 use crate::nat::fragments::{Arrival, Datagram, Fate, Fragments};
 use crate::packet::fragment::{Piece, cut};
-use crate::packet::parse::{FragmentKind, Headers};
+use crate::packet::parse::{FragmentKind, Headers, IcmpClass};
 use crate::packet::{Family, Offload, Packet, ethernet};
 use crate::port::finish;
 use crate::route::{AdjacencyId, Hold, Link};
@@ -76,6 +76,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// The first fragment takes the way of any packet. What the others are to do.
     fn first_fragment(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) -> Fate {
+        // What it quotes may go on in the next one. Nobody cuts errors: they are short for that reason.
+        if headers.icmp == IcmpClass::Error {
+            self.invalid(packet, headers, origin, Reason::Fragment);
+            return if origin == Origin::Host { Fate::Dropped(Reason::Fragment) } else { Fate::Invalid };
+        }
         self.tracked(packet, headers, origin, None);
         if !headers.is_trackable() {
             return Fate::Invalid;
@@ -157,6 +162,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite: &Rewrite<A>,
         adjacency: AdjacencyId,
     ) {
+        if let Err(refusal) = self.fits(&packet, headers, origin, self.state.neighbours.mtu(adjacency)) {
+            return self.refuse(packet, headers, refusal);
+        }
         self.translate(&mut packet, headers, origin, rewrite);
         packet.port = ORIGINATED;
         match self.state.neighbours.hold(adjacency, packet, rewrite.source, self.now) {

@@ -151,7 +151,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.core.deliver(packet, self.ports, self.out, self.observer);
     }
 
-    /// Packets that make no connection: ICMP that is no query is routed as it is; a TCP segment with
+    /// Packets that make no connection: an ICMP error belongs to another's, or to none; a TCP segment with
     /// impossible flags is invalid.
     #[cold]
     pub(super) fn untracked(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
@@ -169,6 +169,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
         if !verify_transport_checksum(&packet, headers) {
             return self.invalid(packet, headers, origin, Reason::TransportChecksum);
+        }
+        if headers.icmp == IcmpClass::Error {
+            return self.related(packet, headers, origin);
         }
         self.observer.see(Event::Untracked);
         self.send_as_it_is(packet, headers, origin);

@@ -6,6 +6,7 @@
 //! express.rs  the common case in one piece; everything else:
 //! look up ──hit──→ established.rs   state, route, rewrite, link header, out
 //!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
+//! ICMP errors → related.rs
 //! not IP, or not for Pollux → host.rs (NDP: ndp.rs);  what is refused with an error → host.rs
 //! ```
 //!
@@ -20,6 +21,7 @@ mod limit;
 mod ndp;
 mod new;
 pub mod observe;
+mod related;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +33,7 @@ use arrayvec::ArrayVec;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Timeouts};
+use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Sysctls, Timeouts};
 use crate::nat::fragments::{Fragments, Limits};
 use crate::packet::ethernet;
 use crate::packet::parse::{Headers, Parsed, parse};
@@ -65,6 +67,8 @@ pub struct Settings {
     pub clients: usize,
     /// Timeouts of CT-05.
     pub timeouts: Timeouts,
+    /// What else of the tracker can be set (CT-05 to CT-07, CT-11).
+    pub sysctls: Sysctls,
     /// Seed of every random choice: of backends, of ports, of the hash keys.
     pub seed: u64,
 }
@@ -81,7 +85,8 @@ pub struct Forwarder {
 
 /// What a family keeps between packets.
 struct State<A: Family> {
-    flows: FlowTable<A>,
+    /// Shared with who lists and removes connections without the worker.
+    flows: Arc<FlowTable<A>>,
     clients: Clients<A>,
     neighbours: Neighbours<A>,
     fragments: Fragments<A>,
@@ -196,12 +201,12 @@ impl Forwarder {
     }
 
     /// The connections of IPv4.
-    pub fn flows_v4(&self) -> &FlowTable<V4> {
+    pub fn flows_v4(&self) -> &Arc<FlowTable<V4>> {
         &self.v4.flows
     }
 
     /// The connections of IPv6.
-    pub fn flows_v6(&self) -> &FlowTable<V6> {
+    pub fn flows_v6(&self) -> &Arc<FlowTable<V6>> {
         &self.v6.flows
     }
 
@@ -412,7 +417,12 @@ const LONGEST_TICK: Duration = Duration::from_millis(20);
 impl<A: Family> State<A> {
     fn new(settings: &Settings, random: &mut StdRng) -> io::Result<State<A>> {
         Ok(State {
-            flows: FlowTable::new(settings.connections, random.random(), settings.timeouts.clone())?,
+            flows: Arc::new(FlowTable::with_sysctls(
+                settings.connections,
+                random.random(),
+                settings.timeouts.clone(),
+                settings.sysctls,
+            )?),
             clients: Clients::new(settings.clients),
             neighbours: Neighbours::default(),
             fragments: Fragments::new(Limits::of::<A>()),

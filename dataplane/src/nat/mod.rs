@@ -2,6 +2,7 @@
 //! source ports that new connections may take.
 
 pub mod fragments;
+pub mod icmp;
 pub mod ports;
 pub mod rewrite;
 

@@ -11,6 +11,7 @@ mod ipv6;
 mod laws;
 mod malformed;
 mod neighbours;
+mod related;
 mod source_ports;
 mod walks;
 mod wire;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Event, Forwarder, Output, Settings};
-use crate::flow::Timeouts;
+use crate::flow::{Sysctls, Timeouts};
 use crate::packet::testing::pool;
 use crate::packet::{Burst, LinkAddr, Packet, PortId, Prefix, Protocol, V4};
 use crate::route::fixture::{
@@ -197,6 +198,7 @@ impl Cluster {
             connections: self.connections,
             clients: self.clients,
             timeouts: Timeouts::default(),
+            sysctls: Sysctls::default(),
             seed: 7,
         };
         let mut forwarder = Forwarder::new(&settings, pool()).unwrap();
