@@ -34,7 +34,7 @@ fn frame4(id: u16, start: u16, len: u16, more: bool) -> Vec<u8> {
     frame.extend([8, 0, 0x45, 0]);
     frame.extend((20 + len).to_be_bytes());
     frame.extend(id.to_be_bytes());
-    frame.extend((start / 8 | u16::from(more) << 13).to_be_bytes());
+    frame.extend(((start / 8) | (u16::from(more) << 13)).to_be_bytes());
     frame.extend([64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
     crate::packet::testing::fix_v4_checksum(&mut frame);
     // A UDP header, if it is the first.

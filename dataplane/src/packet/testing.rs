@@ -121,7 +121,7 @@ pub(crate) fn fragments(frame: &[u8], size: usize, identification: u32) -> Vec<V
         if v4 {
             piece[16..18].copy_from_slice(&(20 + bytes.len() as u16).to_be_bytes());
             piece[18..20].copy_from_slice(&(identification as u16).to_be_bytes());
-            piece[20..22].copy_from_slice(&(offset / 8 | u16::from(more) << 13).to_be_bytes());
+            piece[20..22].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
             fix_v4_checksum(&mut piece);
         } else {
             piece[18..20].copy_from_slice(&(8 + bytes.len() as u16).to_be_bytes());

@@ -233,7 +233,7 @@ fn nat_08_a_device_s_marks_mean_nothing_on_a_fragment() {
 fn odd(at: u16, more: bool, len: usize, protocol: u8) -> Vec<u8> {
     let mut bytes = frame(FROM_POD_7, Kind::Udp, (POD, DNS), 64, 3000)[..34 + len].to_vec();
     bytes[16..18].copy_from_slice(&(20 + len as u16).to_be_bytes());
-    bytes[20..22].copy_from_slice(&(at / 8 | u16::from(more) << 13).to_be_bytes());
+    bytes[20..22].copy_from_slice(&((at / 8) | (u16::from(more) << 13)).to_be_bytes());
     bytes[23] = protocol;
     if len > 12 {
         bytes[46..48].copy_from_slice(&[0x50, 0x10]); // an ACK without options, where it is TCP
@@ -241,6 +241,9 @@ fn odd(at: u16, more: bool, len: usize, protocol: u8) -> Vec<u8> {
     fix_v4_checksum(&mut bytes);
     bytes
 }
+
+/// Its name, its frames, and what is counted of them.
+type Attack = (&'static str, Vec<Vec<u8>>, &'static [(Reason, u64)]);
 
 fn as_tcp(mut frame: Vec<u8>) -> Vec<u8> {
     frame[23] = 6;
@@ -253,7 +256,7 @@ fn nat_08_every_attack_has_a_reason_and_a_counter() {
     let udp = |at, more, len| odd(at, more, len, 17);
     let mut syn_ack = odd(0, true, 24, 6);
     syn_ack[47] = 0x12;
-    let cases: [(&str, Vec<Vec<u8>>, &[(Reason, u64)]); 14] = [
+    let cases: [Attack; 14] = [
         // RFC 1858: the first fragment leaves the header, or a part of it, to the next.
         ("tiny TCP", vec![odd(0, true, 16, 6)], &[(Reason::FragmentTiny, 1)]),
         ("tiny UDP", vec![odd(0, true, 0, 17)], &[(Reason::FragmentTiny, 1)]),
