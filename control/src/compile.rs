@@ -24,6 +24,8 @@ pub struct Compiled {
     pub ports_v6: ServicePorts<V6>,
     /// Counts the updates that changed which frontends there are: as long as it stays, so do they.
     pub frontends: u64,
+    /// Counts the updates that changed where UDP flows may stay (UP-03).
+    pub udp: u64,
     /// The health checks that this node answers (UP-05).
     pub health_checks: Arc<[HealthCheck]>,
     /// Conflicts that were decided, and the like: worth saying, no error.
@@ -82,6 +84,7 @@ impl Compiler {
             ports_v4: v4.ports,
             ports_v6: v6.ports,
             frontends: v4.frontends + v6.frontends,
+            udp: v4.udp + v6.udp,
             health_checks: self.health_checks.of([v4.health_checks, v6.health_checks]),
             reports,
         }

@@ -12,9 +12,13 @@ use std::arch::x86_64::__m128i;
 pub struct Hash(pub(super) u64);
 
 impl Hash {
-    /// The hash as a number, for another table under the same seed.
-    #[inline]
-    pub(crate) fn bits(self) -> u64 {
+    /// Bits of it to choose one of several by.
+    pub fn bits(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The whole of it, for another table under the same seed.
+    pub(crate) fn wide(self) -> u64 {
         self.0
     }
 }

@@ -12,7 +12,7 @@ use crate::nat::Rewrite;
 use crate::nat::fragments::{Arrival, Datagram, Fate, Fragments};
 use crate::packet::fragment::{Piece, cut};
 use crate::packet::parse::{FragmentKind, Headers, IcmpClass};
-use crate::packet::{Family, Offload, Packet, ethernet};
+use crate::packet::{Family, Offload, Packet, Protocol, ethernet};
 use crate::port::finish;
 use crate::route::{AdjacencyId, Hold, Link};
 use crate::service::{Locality, Origin};
@@ -81,11 +81,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             self.invalid(packet, headers, origin, Reason::Fragment);
             return if origin == Origin::Host { Fate::Dropped(Reason::Fragment) } else { Fate::Invalid };
         }
+        let key = super::key(headers);
+        let event = flow::Event::of(&packet, headers);
+        let begins = flow::first_packet(&key, &event, self.state.flows.sysctls()).is_ok();
         self.tracked(packet, headers, origin, None);
         if !headers.is_trackable() {
             return Fate::Invalid;
         }
-        let key = super::key(headers);
         if self.state.flows.lookup(&key).is_some() {
             return Fate::Flow {
                 source_port: key.source_port,
@@ -93,11 +95,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 protocol: key.protocol,
             };
         }
-        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
-        match flow::first_packet(&key, event) {
-            Ok(_) => Fate::Dropped(Reason::Fragment),
-            Err(flow::Invalid) => Fate::Invalid,
-        }
+        if begins { Fate::Dropped(Reason::Fragment) } else { Fate::Invalid }
     }
 
     /// A fragment whose datagram's first one has passed.
@@ -139,6 +137,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             return self.refuse(packet, headers, refusal);
         }
         self.observer.see(Event::FlowHit { direction: hit.direction() });
+        self.state.flows.count(hit.entry, headers.packet_len());
         self.forward_hit(packet, headers, origin, hit);
     }
 
@@ -146,7 +145,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// one of a connection, whose checksum needs nothing of the others.
     pub(super) fn is_found_again(&self, headers: &Headers<A>) -> bool {
         headers.fragment == FragmentKind::First
-            && headers.following == 0
+            && (headers.protocol != Protocol::SCTP || headers.following == 0)
             && headers.is_trackable()
             && self.state.flows.lookup(&super::key(headers)).is_some()
     }

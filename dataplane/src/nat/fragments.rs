@@ -338,7 +338,7 @@ impl<A: Family> Fragments<A> {
         now: Instant,
         lost: &mut impl FnMut(Packet, Reason),
     ) -> Arrival {
-        let slot = self.find_or_create(&piece.datagram, hash.bits(), now, lost);
+        let slot = self.find_or_create(&piece.datagram, hash.wide(), now, lost);
         if let Some(fate @ Fate::Dropped(_)) = self.slots[slot as usize].fate {
             return Arrival::Decided(packet, fate);
         }

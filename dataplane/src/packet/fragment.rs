@@ -40,8 +40,9 @@ pub struct Piece<A: Family> {
     pub end: u32,
     /// Whether it is the datagram's end.
     pub last: bool,
-    /// Whether the first fragment can only be translated once the datagram's length is known: a checksum that is
-    /// no sum changes with what follows the changed bytes (NAT-02).
+    /// Whether what becomes of the first fragment depends on the datagram's length: SCTP's checksum, which is no
+    /// sum, changes with what follows the changed bytes (NAT-02), and a TCP segment's length is a part of what it
+    /// says (CT-07).
     pub needs_length: bool,
     /// Bytes of headers before the fragment that count for the datagram's length.
     headers: u32,
@@ -80,7 +81,8 @@ impl<A: Family> Piece<A> {
             start,
             end: start + len,
             last,
-            needs_length: headers.fragment == FragmentKind::First && headers.protocol == Protocol::SCTP,
+            needs_length: headers.fragment == FragmentKind::First
+                && matches!(headers.protocol, Protocol::SCTP | Protocol::TCP),
             headers: (from - uncounted) as u32,
         })
     }

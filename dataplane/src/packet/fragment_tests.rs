@@ -82,12 +82,13 @@ fn nat_08_what_no_datagram_can_have_is_told() {
     assert!(!possible(8, 8, true), "empty");
     assert!(!possible(0, 12, false), "no multiple of 8, and not the last");
     assert!(!possible(65_504, 65_516, true), "with its header, too long");
-    let sctp = |protocol, bytes: usize| {
-        let mut packet = packet(&fragments(&frame(ends6(), protocol, &[0; 900]), 400, 1)[bytes]);
+    let needs_length = |protocol, number: usize| {
+        let mut packet = packet(&fragments(&frame(ends6(), protocol, &[0; 900]), 400, 1)[number]);
         let headers = V6::headers(&mut packet);
         Piece::of(&packet, &headers).unwrap().needs_length
     };
-    assert!(sctp(Protocol::SCTP, 0) && !sctp(Protocol::SCTP, 1) && !sctp(Protocol::UDP, 0));
+    assert!(needs_length(Protocol::SCTP, 0) && needs_length(Protocol::TCP, 0));
+    assert!(!needs_length(Protocol::SCTP, 1) && !needs_length(Protocol::UDP, 0));
 }
 
 #[test]
