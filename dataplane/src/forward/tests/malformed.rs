@@ -95,7 +95,14 @@ fn cases() -> Vec<(Reason, &'static str, Vec<u8>)> {
         (TransportChecksum, "TCP", changed(Kind::SYN, |b| b[50] ^= 1)),
         (TransportChecksum, "UDP", changed(Kind::Udp, |b| b[40] ^= 1)),
         (TransportChecksum, "ICMP", changed(Kind::Echo, |b| b[36] ^= 1)),
-        (TransportChecksum, "SCTP", changed(Kind::Udp, |b| b[23] = 132)),
+        (TransportChecksum, "SCTP", {
+            // An INIT with a CRC of 1.
+            changed(Kind::Udp, |b| {
+                b.truncate(38);
+                b.extend([&[0; 4][..], &[1, 0, 0, 0], &[1, 0, 0, 20], &[9; 16]].concat());
+                (b[17], b[23]) = (52, 132);
+            })
+        }),
         (Invalid, "a SYN-ACK of no connection", changed(Kind::SYN_ACK, |_| {})),
         (Invalid, "an echo reply of no connection", changed(Kind::EchoReply, |_| {})),
         (MartianSource, "loopback", from("127.0.0.1")),
