@@ -31,10 +31,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use pollux_dataplane::flow::{Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
+use pollux_dataplane::nat::fragments::Limits;
+use pollux_dataplane::packet::{V4, V6};
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::fault::FaultHandle;
 use pollux_dataplane::port::guard::{Families, Guard, Means};
@@ -171,7 +174,10 @@ impl Agent {
         } else {
             Kernel::Read(Box::new(Mirror::dump(&netns).map_err(Failure::environment)?))
         };
-        let (mut worker, handle) = Worker::new(Forwarder::new(&settings, pool)?)?;
+        let mut forwarder = Forwarder::new(&settings, pool)?;
+        let [v4, v6] = fragment_timeouts(&inputs.config);
+        forwarder.set_fragment_timeouts(v4, v6);
+        let (mut worker, handle) = Worker::new(forwarder)?;
         let flows = tracking::FlowTables::of(worker.forwarder());
         let shared = Shared::new(inputs, kernel, handle, flows, pool, host)?;
         let tables = Arc::clone(&shared.state().compiled.tables);
@@ -322,7 +328,7 @@ fn settings(config: &Config) -> Settings {
         if sysctls.set(name, value) {
             return None;
         }
-        Some((Timeout::by_name(name)?, Some(std::time::Duration::from_secs(u64::from(value)))))
+        Some((Timeout::by_name(name)?, Some(Duration::from_secs(u64::from(value)))))
     });
     for (timeout, value) in from_proxy.into_iter().chain(from_node) {
         if let Some(value) = value.filter(|value| !value.is_zero())
@@ -335,9 +341,35 @@ fn settings(config: &Config) -> Settings {
     Settings { connections, clients, timeouts, sysctls, seed: rand::random() }
 }
 
+/// How long fragments wait, of IPv4 and of IPv6 (NAT-08).
+fn fragment_timeouts(config: &Config) -> [Duration; 2] {
+    let sysctl = |name| {
+        let seconds = config.node.as_ref().and_then(|node| node.sysctl.get(name))?;
+        Some(Duration::from_secs(u64::from(*seconds)))
+    };
+    [
+        sysctl("ipfrag_time").unwrap_or(Limits::of::<V4>().timeout),
+        sysctl("nf_conntrack_frag6_timeout").unwrap_or(Limits::of::<V6>().timeout),
+    ]
+}
+
 /// Says what is worth saying about the input.
 pub fn report<'a>(warnings: impl IntoIterator<Item = &'a Problem>) {
     for warning in warnings {
         warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nat_08_the_time_of_fragments_is_that_of_the_kernel_s_sysctls() {
+        let mut config = Config::default();
+        assert_eq!(fragment_timeouts(&config), [30, 60].map(Duration::from_secs));
+        let sysctl = [("ipfrag_time".to_string(), 5), ("nf_conntrack_frag6_timeout".to_string(), 6)];
+        config.node = Some(NodeConfig { sysctl: sysctl.into(), ..NodeConfig::default() });
+        assert_eq!(fragment_timeouts(&config), [5, 6].map(Duration::from_secs));
     }
 }

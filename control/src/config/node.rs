@@ -95,9 +95,10 @@ pub enum SysctlKind {
 }
 
 /// The settings of `sysctl`, by the last name of the kernel's sysctl (CT-05 to CT-07, CT-11, NAT-08).
-pub const SYSCTLS: [(&str, SysctlKind); 29] = {
+pub const SYSCTLS: [(&str, SysctlKind); 30] = {
     use SysctlKind::{Count, Seconds, Switch};
     [
+        ("ipfrag_time", Seconds),
         ("nf_conntrack_acct", Switch),
         ("nf_conntrack_frag6_timeout", Seconds),
         ("nf_conntrack_generic_timeout", Seconds),
