@@ -182,7 +182,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite: &Rewrite<A>,
         adjacency: AdjacencyId,
     ) {
-        if let Some(link) = self.state.neighbours.resolved(adjacency) {
+        if let Some(link) = self.link(adjacency) {
             return self.send(packet, headers, origin, rewrite, &link);
         }
         self.hold(packet, headers, origin, rewrite.source, adjacency);
@@ -268,9 +268,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite.apply(packet, headers);
     }
 
-    /// Writes the link header and sends.
+    /// Writes the link header and sends, or lets the packet into its tunnel.
     #[inline]
     pub(super) fn transmit(&mut self, mut packet: Packet, link: &Link) {
+        if self.ports.tunnel(link.port).is_some() {
+            return self.encapsulate(packet, link);
+        }
         self.address(&mut packet, link);
         self.out.send(link.port, packet);
     }
