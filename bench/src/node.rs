@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
-use pollux_dataplane::flow::Timeouts;
+use pollux_dataplane::flow::{Sysctls, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::packet::{LinkAddr, PortId, Prefix, Protocol, V4};
 use pollux_dataplane::pool::Pool;
@@ -78,8 +78,13 @@ pub const BACKENDS: [Place; 3] = [
 /// # Panics
 /// When the machine has no memory for it.
 pub fn forwarder(pool: &'static Pool, connections: usize) -> Forwarder {
-    let settings =
-        Settings { connections, clients: 1024, timeouts: Timeouts::default(), seed: 0x706f_6c6c_7578 };
+    let settings = Settings {
+        connections,
+        clients: 1024,
+        timeouts: Timeouts::default(),
+        sysctls: Sysctls::default(),
+        seed: 0x706f_6c6c_7578,
+    };
     let mut forwarder = Forwarder::new(&settings, pool).expect("the flow tables can be mapped");
     forwarder.set_tables(Arc::new(tables()));
     let mut neighbour = |port, address: Ipv4Addr, link| {

@@ -11,7 +11,7 @@ use pollux_control::compile::{Compiled, Compiler};
 use pollux_control::config::Config;
 use pollux_control::node::NodeView;
 use pollux_control::translate::Changes;
-use pollux_dataplane::flow::Timeouts;
+use pollux_dataplane::flow::{Sysctls, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::packet::Protocol;
 use pollux_dataplane::pool::Pool;
@@ -95,7 +95,13 @@ impl Node {
             cluster.slices.insert(key, slice);
         }
         let pool = Pool::new(64).expect("memory for a pool");
-        let settings = Settings { connections: 64, clients: 64, timeouts: Timeouts::default(), seed: 1 };
+        let settings = Settings {
+            connections: 64,
+            clients: 64,
+            timeouts: Timeouts::default(),
+            sysctls: Sysctls::default(),
+            seed: 1,
+        };
         Node {
             cluster,
             config: Config::default(),

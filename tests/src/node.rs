@@ -11,7 +11,7 @@ use pollux_control::compile::{Compiled, compile};
 use pollux_control::config;
 use pollux_control::node::{Links, NodeView};
 use pollux_control::trace::teach;
-use pollux_dataplane::flow::Timeouts;
+use pollux_dataplane::flow::{Sysctls, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::packet::{Offload, Packet, PortId};
 use pollux_dataplane::pool::Pool;
@@ -64,7 +64,13 @@ impl Node {
     pub fn new(files: &Files, capabilities: Capabilities) -> Node {
         let (compiled, view) = compiled(files);
         let pool = Pool::new(256).expect("memory for a pool");
-        let settings = Settings { connections: 4096, clients: 4096, timeouts: Timeouts::default(), seed: 7 };
+        let settings = Settings {
+            connections: 4096,
+            clients: 4096,
+            timeouts: Timeouts::default(),
+            sysctls: Sysctls::default(),
+            seed: 7,
+        };
         let mut forwarder = Forwarder::new(&settings, pool).expect("memory for a flow table");
         forwarder.set_tables(compiled.tables.clone());
         let now = Instant::from_secs(1);

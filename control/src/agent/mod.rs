@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Receiver;
-use pollux_dataplane::flow::{Timeout, Timeouts};
+use pollux_dataplane::flow::{Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::guard::{Families, Guard, Means};
@@ -282,7 +282,7 @@ fn families(tables: &Tables) -> Families {
     }
 }
 
-/// Size and timeouts of the flow table (CT-05, CT-09).
+/// Size, timeouts and other settings of the flow table (CT-05 to CT-07, CT-09, CT-11).
 fn settings(config: &Config) -> Settings {
     let conntrack = &config.proxy.conntrack;
     let node = config.node.as_ref();
@@ -299,8 +299,14 @@ fn settings(config: &Config) -> Settings {
         (Timeout::Udp, conntrack.udp),
         (Timeout::UdpStream, conntrack.udp_stream),
     ];
-    let from_node = node.into_iter().flat_map(|node| &node.sysctl).filter_map(|(name, &seconds)| {
-        Some((Timeout::by_name(name)?, Some(std::time::Duration::from_secs(u64::from(seconds)))))
+    let mut sysctls = Sysctls::default();
+    // As in kube-proxy, `false` sets nothing: the default stays.
+    sysctls.tcp_be_liberal |= conntrack.tcp_be_liberal == Some(true);
+    let from_node = node.into_iter().flat_map(|node| &node.sysctl).filter_map(|(name, &value)| {
+        if sysctls.set(name, value) {
+            return None;
+        }
+        Some((Timeout::by_name(name)?, Some(std::time::Duration::from_secs(u64::from(value)))))
     });
     for (timeout, value) in from_proxy.into_iter().chain(from_node) {
         if let Some(value) = value.filter(|value| !value.is_zero())
@@ -310,7 +316,7 @@ fn settings(config: &Config) -> Settings {
         }
     }
     let clients = node.and_then(|node| node.clients).unwrap_or(CLIENTS) as usize;
-    Settings { connections, clients, timeouts, seed: rand::random() }
+    Settings { connections, clients, timeouts, sysctls, seed: rand::random() }
 }
 
 /// Says what is worth saying about the input.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ArgAction;
-use pollux_dataplane::flow::Timeouts;
+use pollux_dataplane::flow::{Sysctls, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Output, Settings};
 use pollux_dataplane::packet::{Burst, Packet, PortId};
 use pollux_dataplane::pool::Pool;
@@ -65,8 +65,13 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let mut reader = PcapReader::new(BufReader::new(input)).map_err(|error| of_file(&args.input, error))?;
 
     let pool = Pool::new(4096)?;
-    let settings =
-        Settings { connections: 1 << 18, clients: 1 << 16, timeouts: Timeouts::default(), seed: 1 };
+    let settings = Settings {
+        connections: 1 << 18,
+        clients: 1 << 16,
+        timeouts: Timeouts::default(),
+        sysctls: Sysctls::default(),
+        seed: 1,
+    };
     let mut forwarder = Forwarder::new(&settings, pool)?;
     forwarder.set_tables(compiled.tables.clone());
     let interrupted = interruption()?;

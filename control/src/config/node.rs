@@ -92,7 +92,7 @@ pub enum SysctlKind {
 }
 
 /// The settings of `sysctl`, by the last name of the kernel's sysctl (CT-05 to CT-07, CT-11, NAT-08).
-pub const SYSCTLS: [(&str, SysctlKind); 28] = {
+pub const SYSCTLS: [(&str, SysctlKind); 29] = {
     use SysctlKind::{Count, Seconds, Switch};
     [
         ("nf_conntrack_acct", Switch),
@@ -109,6 +109,7 @@ pub const SYSCTLS: [(&str, SysctlKind); 28] = {
         ("nf_conntrack_sctp_timeout_shutdown_recd", Seconds),
         ("nf_conntrack_sctp_timeout_shutdown_sent", Seconds),
         ("nf_conntrack_tcp_be_liberal", Switch),
+        ("nf_conntrack_tcp_ignore_invalid_rst", Switch),
         ("nf_conntrack_tcp_loose", Switch),
         ("nf_conntrack_tcp_max_retrans", Count),
         ("nf_conntrack_tcp_timeout_close", Seconds),

@@ -7,7 +7,7 @@ mod words;
 
 use std::net::{IpAddr, SocketAddr};
 
-use pollux_dataplane::flow::Timeouts;
+use pollux_dataplane::flow::{Sysctls, Timeouts};
 use pollux_dataplane::forward::{Event, Forwarder, Output, Settings};
 use pollux_dataplane::packet::{
     Burst, Family, Headers, LinkAddr, Packet, Parsed, PortId, Protocol, TcpFlags, V4, V6, ethernet, parse,
@@ -256,7 +256,13 @@ impl Output for Frames {
 impl Bench<'_> {
     /// Sends the packet through a fresh forwarder, which chooses the backend at `place`.
     fn run(&self, place: Option<u32>) -> Result<Run, String> {
-        let settings = Settings { connections: 64, clients: 64, timeouts: Timeouts::default(), seed: 1 };
+        let settings = Settings {
+            connections: 64,
+            clients: 64,
+            timeouts: Timeouts::default(),
+            sysctls: Sysctls::default(),
+            seed: 1,
+        };
         let mut forwarder = Forwarder::new(&settings, self.pool).map_err(|error| error.to_string())?;
         forwarder.set_tables(self.compiled.tables.clone());
         forwarder.fix_choice(Some(place.unwrap_or(0)));

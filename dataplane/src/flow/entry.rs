@@ -7,22 +7,18 @@
 //!  3-4   8-12 rewrite: addresses; ports, two checksum deltas    under the version
 //!  5     13   next hop (32) · its generation (32)                   replaced in place by one store
 //!  6     6    fresh until (32) · protocol's scratch (32)            written at coarse steps, by its users
-//!  7     7    original entry: tag (32) · status (32)                the connection's one state word
-//!             reply entry: free, for sequence tracking
+//!  7     7    free, for sequence tracking
 //! ```
 //!
-//! The scratch of the original entry is the time of the first packet for UDP, in milliseconds; for TCP it is
-//! reserved in both entries for the highest acknowledgement (CT-07).
+//! The scratch of the original entry is the time of the first packet for UDP, in milliseconds.
 //!
 //! Words are read and written as relaxed atomics. The version is odd while the entry lives; it is raised
 //! before the entry is written or given up, and again when it is ready. A reader acts on a copy whose version
 //! was the same before and after. Both entries of a connection are written together, so their versions are
-//! equal; the tag of the state word is that version, which ties every change of state to one life of the slot.
+//! equal; the tag of the connection's state word is that version.
 
 use std::io;
 use std::marker::PhantomData;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::key::FlowKey;
 use super::types::{EntryRef, Hit, HitWords};
@@ -31,6 +27,8 @@ use crate::nat::Rewrite;
 use crate::nat::rewrite::Changes;
 use crate::packet::checksum::Delta;
 use crate::packet::family::{Address, Family};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU64, fence};
 
 /// Words that a line view shows: an entry, and for IPv4 the one behind it.
 const VIEW: usize = 16;
@@ -42,7 +40,6 @@ const FLAGS: u64 = 0xff;
 const VERSION: usize = 0;
 const KEY: usize = 1;
 pub(super) const USE: usize = 6;
-pub(super) const STATE: usize = 7;
 
 /// Where the frames of a flow go: an index of the route table's next hops, and the generation of the routes
 /// it was taken from. The flow table only keeps it.
@@ -166,7 +163,7 @@ impl<A: Family> Entries<A> {
             let last_use = view[USE].load(Relaxed);
             // Pairs with the fence of `write` and `give_up`: whoever saw a word that they stored sees their
             // version here.
-            std::sync::atomic::fence(Acquire);
+            fence(Acquire);
             if view[VERSION].load(Relaxed) != before {
                 continue;
             }
@@ -181,13 +178,19 @@ impl<A: Family> Entries<A> {
         }
     }
 
-    /// Fills a free entry and makes it live: its new version. The caller holds the table's lock.
-    pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64, status: u32) -> u32 {
-        let view = self.view(index);
-        let version = ((view[VERSION].load(Relaxed) >> 32) as u32).wrapping_add(1);
+    /// The version that [`write`](Self::write) will give a free entry. The caller holds the table's lock.
+    pub(super) fn next_version(&self, index: u32) -> u32 {
+        let version = ((self.view(index)[VERSION].load(Relaxed) >> 32) as u32).wrapping_add(1);
         debug_assert!(version & 1 == 1, "the entry was free");
+        version
+    }
+
+    /// Fills a free entry and makes it live: its new version. The caller holds the table's lock.
+    pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64) -> u32 {
+        let view = self.view(index);
+        let version = self.next_version(index);
         // The version is even already (`give_up` raised it); the words must not be seen before that.
-        std::sync::atomic::fence(Release);
+        fence(Release);
         let mut key = content.key.words();
         if !content.rewrite.is_identity() {
             key[Self::KEY_WORDS - 1] |= TRANSLATED;
@@ -202,7 +205,6 @@ impl<A: Family> Entries<A> {
         view[Self::PORTS].store(ports, Relaxed);
         view[Self::NEXT_HOP].store(content.next_hop.word(), Relaxed);
         view[USE].store(last_use, Relaxed);
-        view[STATE].store(u64::from(version) << 32 | u64::from(status), Relaxed);
         view[VERSION].store(u64::from(version) << 32 | u64::from(content.mark), Release);
         version
     }
@@ -213,8 +215,8 @@ impl<A: Family> Entries<A> {
         let version = ((view[VERSION].load(Relaxed) >> 32) as u32).wrapping_add(1);
         debug_assert!(version & 1 == 0, "the entry lived");
         view[VERSION].store(u64::from(version) << 32, Relaxed);
-        std::sync::atomic::fence(Release);
-        view[STATE].store(0, Relaxed);
+        // What the table writes next must not be seen before that.
+        fence(Release);
     }
 
     /// Replaces the next hop, if the entry's life is still `version`.

@@ -20,26 +20,36 @@
 //! | [`tcp`] | the TCP state table, as data |
 //! | [`timeout`] | the timeouts, as data |
 //! | `hash`, `index`, `entry` | the memory layout, hidden behind the table |
-//! | [`table`] | the table |
+//! | [`table`], `touch`, `expiry`, `list` | the table: lookups and insertion, states, ends, what people see |
+//! | `events`, `accounting` | who listens, what is counted |
 //! | `types` | what goes into the table and comes out |
 
+mod accounting;
 mod entry;
+mod events;
+mod expiry;
 mod hash;
 mod index;
 pub mod key;
+mod list;
 pub mod state;
+mod sysctl;
 pub mod table;
 pub mod tcp;
 pub mod timeout;
+mod touch;
 mod types;
 
 #[cfg(test)]
 mod tests;
 
+pub use accounting::Counts;
 pub use entry::NextHopRef;
+pub use events::{EventKind, FlowEvent};
 pub use hash::Hash;
 pub use key::{Direction, FlowKey, PackedKey};
 pub use state::{Event, Invalid, SctpState, State, first_packet};
+pub use sysctl::Sysctls;
 pub use table::{FlowTable, MAX_CONNECTIONS};
 pub use tcp::{Segment, TcpState};
 pub use timeout::{Timeout, TimeoutError, Timeouts};

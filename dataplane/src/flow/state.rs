@@ -196,6 +196,16 @@ impl Status {
         }
     }
 
+    /// The timeout that its time runs on now.
+    pub(super) fn timeout(self) -> Timeout {
+        if self.seen_reply() { self.state().timeout() } else { self.first_timeout() }
+    }
+
+    /// Whether `next` is another state to who looks at connections from outside.
+    pub(super) fn differs_for_people(self, next: Status) -> bool {
+        (self.0 ^ next.0) & (Self::CODE | Self::SEEN_REPLY | Self::ASSURED) != 0
+    }
+
     fn with(self, state: State) -> Status {
         Status(self.0 & !Self::CODE | u32::from(state.code()))
     }

@@ -3,11 +3,13 @@
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use super::accounting::Counts;
 use super::entry::NextHopRef;
 use super::key::{Direction, FlowKey};
 use super::state::{Event, State};
 #[cfg(doc)]
 use super::table::FlowTable;
+use super::timeout::Timeout;
 use crate::nat::Rewrite;
 use crate::packet::family::Family;
 use crate::time::Instant;
@@ -202,6 +204,8 @@ pub struct Counters {
 pub struct FlowInfo<A: Family> {
     /// Its original entry.
     pub entry: EntryRef,
+    /// A number for people, as [`EntryRef::id`].
+    pub id: u64,
     /// The original tuple.
     pub original: FlowKey<A>,
     /// The reply tuple.
@@ -214,10 +218,14 @@ pub struct FlowInfo<A: Family> {
     pub assured: bool,
     /// Its mark.
     pub mark: u32,
+    /// Which timeout its time runs on.
+    pub timeout: Timeout,
     /// Time left without a packet.
     pub remaining: Duration,
     /// Next hop of the original direction.
     pub original_next_hop: NextHopRef,
     /// Next hop of the reply direction.
     pub reply_next_hop: NextHopRef,
+    /// What went in the original direction and in the reply direction, when accounting is on (CT-11).
+    pub accounting: Option<[Counts; 2]>,
 }

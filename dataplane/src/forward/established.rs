@@ -61,6 +61,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             }
         }
         self.observer.see(Event::FlowHit { direction: hit.direction() });
+        self.state.flows.count(hit.entry, headers.packet_len());
         self.forward_hit(packet, headers, origin, hit);
     }
 

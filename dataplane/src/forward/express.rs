@@ -72,6 +72,7 @@ impl Forwarder {
             protocol: key.protocol,
         });
         observer.see(Event::FlowHit { direction: hit.direction() });
+        self.v4.flows.count(hit.entry, u32::from(plain.packet_len));
         hit.rewrite().apply_plain(&mut view, ttl);
         view.set_link(link.source, link.destination);
         let (link_source, link_destination) = (link.source, link.destination);

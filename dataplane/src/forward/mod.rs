@@ -33,7 +33,7 @@ use arrayvec::ArrayVec;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Timeouts};
+use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Sysctls, Timeouts};
 use crate::packet::ethernet;
 use crate::packet::parse::{Headers, Parsed, parse};
 use crate::packet::plain::Plain;
@@ -66,6 +66,8 @@ pub struct Settings {
     pub clients: usize,
     /// Timeouts of CT-05.
     pub timeouts: Timeouts,
+    /// What else of the tracker can be set (CT-05 to CT-07, CT-11).
+    pub sysctls: Sysctls,
     /// Seed of every random choice: of backends, of ports, of the hash keys.
     pub seed: u64,
 }
@@ -82,7 +84,8 @@ pub struct Forwarder {
 
 /// What a family keeps between packets.
 struct State<A: Family> {
-    flows: FlowTable<A>,
+    /// Shared with who lists and removes connections without the worker.
+    flows: Arc<FlowTable<A>>,
     clients: Clients<A>,
     neighbours: Neighbours<A>,
     /// Counts changes of routing: a flow whose next hop was found under another number looks again.
@@ -196,12 +199,12 @@ impl Forwarder {
     }
 
     /// The connections of IPv4.
-    pub fn flows_v4(&self) -> &FlowTable<V4> {
+    pub fn flows_v4(&self) -> &Arc<FlowTable<V4>> {
         &self.v4.flows
     }
 
     /// The connections of IPv6.
-    pub fn flows_v6(&self) -> &FlowTable<V6> {
+    pub fn flows_v6(&self) -> &Arc<FlowTable<V6>> {
         &self.v6.flows
     }
 
@@ -403,7 +406,12 @@ const LONGEST_TICK: Duration = Duration::from_millis(20);
 impl<A: Family> State<A> {
     fn new(settings: &Settings, random: &mut StdRng) -> io::Result<State<A>> {
         Ok(State {
-            flows: FlowTable::new(settings.connections, random.random(), settings.timeouts.clone())?,
+            flows: Arc::new(FlowTable::with_sysctls(
+                settings.connections,
+                random.random(),
+                settings.timeouts.clone(),
+                settings.sysctls,
+            )?),
             clients: Clients::new(settings.clients),
             neighbours: Neighbours::default(),
             generation: 1,

@@ -55,7 +55,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         match decided {
             // Another packet's entry if that was first (CT-12): either way, forward by what is stored.
             Ok(()) => match self.state.flows.lookup(&key) {
-                Some(hit) => self.forward_hit(packet, headers, origin, &hit),
+                Some(hit) => {
+                    self.state.flows.count(hit.entry, headers.packet_len());
+                    self.forward_hit(packet, headers, origin, &hit);
+                }
                 None => self.drop(packet, Reason::FlowTableFull),
             },
             Err(Refusal { reason: reason @ (Reason::Invalid | Reason::TransportChecksum), .. }) => {

@@ -2,6 +2,7 @@
 //! threads in [`threads`].
 
 mod laws;
+mod people;
 mod rules;
 mod tcp;
 mod threads;

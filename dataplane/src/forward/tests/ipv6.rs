@@ -111,7 +111,13 @@ fn services6() -> Services<V6> {
 
 /// The node, knowing nobody.
 pub(super) fn node() -> Node {
-    let settings = Settings { connections: 4096, timeouts: Timeouts::default(), seed: 7, clients: 16 };
+    let settings = Settings {
+        connections: 4096,
+        timeouts: Timeouts::default(),
+        sysctls: Sysctls::default(),
+        seed: 7,
+        clients: 16,
+    };
     let mut forwarder = Forwarder::new(&settings, pool()).unwrap();
     forwarder.set_tables(Arc::new(tables6()));
     let now = Instant::from_secs(100);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Event, Forwarder, Output, Settings};
-use crate::flow::Timeouts;
+use crate::flow::{Sysctls, Timeouts};
 use crate::packet::testing::pool;
 use crate::packet::{Burst, LinkAddr, Packet, PortId, Prefix, Protocol, V4};
 use crate::route::fixture::{
@@ -208,6 +208,7 @@ impl Cluster {
             connections: self.connections,
             clients: self.clients,
             timeouts: Timeouts::default(),
+            sysctls: Sysctls::default(),
             seed: 7,
         };
         let mut forwarder = Forwarder::new(&settings, pool()).unwrap();
