@@ -72,9 +72,9 @@ impl Compiler {
         reports.extend(v6.reports);
         let tables = Tables {
             ports: view.ports.clone(),
-            v4: Some(family_tables(v4.services, &view.v4, v4.localhost_node_ports)),
+            v4: Some(family_tables(v4.services, view, &view.v4, v4.localhost_node_ports)),
             // A node without an IPv6 address forwards none: such frames are left to the host.
-            v6: view.has_v6().then(|| family_tables(v6.services, &view.v6, v6.localhost_node_ports)),
+            v6: view.has_v6().then(|| family_tables(v6.services, view, &view.v6, v6.localhost_node_ports)),
             masquerade: Masquerade { mark: v4.mark, ports: view.masquerade_ports },
         };
         Compiled {
@@ -114,6 +114,7 @@ impl NodeView {
 
 fn family_tables<A: Family>(
     services: pollux_dataplane::service::Services<A>,
+    node: &NodeView,
     view: &FamilyView<A>,
     localhost: LocalhostNodePorts,
 ) -> FamilyTables<A> {
@@ -125,5 +126,6 @@ fn family_tables<A: Family>(
             LocalhostNodePorts::Enabled => LoopbackGuard::On,
             LocalhostNodePorts::Disabled => LoopbackGuard::Off,
         },
+        peers: node.peers(view),
     }
 }

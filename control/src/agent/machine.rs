@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pollux_dataplane::packet::Family;
+use pollux_dataplane::packet::{Family, LinkAddr};
 use pollux_dataplane::route::source::{Lifetime, LinkState, Scope};
 use pollux_dataplane::route::{Fib, Interface, InterfaceAddress, Interfaces, NextHop, Route, RouteKind};
 use pollux_dataplane::tables::{Ports, Routing};
@@ -36,7 +36,7 @@ pub(super) fn view(config: &Config, kernel: &KernelState) -> Result<(NodeView, V
 /// `view` with the parts of `old` that are equal: an established flow looks its next hop up again only
 /// after a change that may concern it.
 pub(super) fn share(mut view: NodeView, old: &NodeView) -> NodeView {
-    if view.ports.iter().eq(old.ports.iter()) {
+    if view.ports.iter().eq(old.ports.iter()) && view.ports.tunnels().eq(old.ports.tunnels()) {
         view.ports = Arc::clone(&old.ports);
     }
     share_routing(&mut view.v4, &old.v4);
@@ -61,7 +61,10 @@ fn share_routing<A: Family>(new: &mut FamilyView<A>, old: &FamilyView<A>) {
 
 fn links(kernel: &KernelState) -> Links {
     let ethernet = kernel.links.iter().filter_map(|link| {
-        let facts = LinkFacts { link_address: link.link_address?, mtu: link.mtu };
+        // A tunnel of the kernel's has no link address, and Pollux's in its place needs none.
+        let is_tunnel = link.kind.as_deref() == Some("ipip");
+        let link_address = link.link_address.or(is_tunnel.then(LinkAddr::default))?;
+        let facts = LinkFacts { link_address, mtu: link.mtu };
         Some((link.name.clone(), facts))
     });
     ethernet.collect()
@@ -139,6 +142,8 @@ impl Names<'_> {
             Gateway::Other(_) => return Some(RouteKind::Host),
         };
         Some(match self.port_of(self.link(hop.link)?) {
+            // IPIP carries IPv4 only; another tunnel's routes are the kernel's.
+            Some(port) if A::VERSION == 6 && self.ports.tunnel(port).is_some() => RouteKind::Host,
             Some(port) => RouteKind::Via(NextHop { port, gateway, onlink: hop.onlink }),
             None => RouteKind::Host,
         })

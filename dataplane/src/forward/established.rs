@@ -203,10 +203,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
         match self.state.neighbours.hold(adjacency, packet, source, self.now) {
             Hold::Waiting => {
-                if let Some(address) = self.state.neighbours.address(adjacency) {
-                    let port = self.state.neighbours.port(adjacency);
-                    self.observer.see(Event::Held { port, neighbour: address.into() });
-                }
+                self.see_held(adjacency);
                 self.poll_neighbours();
             }
             Hold::Refused(packet, Reason::NeighbourFailed) => {
@@ -215,6 +212,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             Hold::Refused(packet, reason) => self.drop(packet, reason),
             // The neighbour was looked at just now.
             Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
+        }
+    }
+
+    pub(super) fn see_held(&mut self, adjacency: AdjacencyId) {
+        if let Some(address) = self.state.neighbours.address(adjacency) {
+            let port = self.state.neighbours.port(adjacency);
+            self.observer.see(Event::Held { port, neighbour: address.into() });
         }
     }
 

@@ -247,7 +247,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         match self.link(adjacency) {
             Some(link) => self.transmit(packet, &link),
             None => match self.state.neighbours.hold(adjacency, packet, source, self.now) {
-                Hold::Waiting => self.poll_neighbours(),
+                Hold::Waiting => {
+                    self.see_held(adjacency);
+                    self.poll_neighbours();
+                }
                 Hold::Refused(packet, reason) => self.drop(packet, reason),
                 Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
             },
