@@ -1,5 +1,6 @@
 use super::node::{
-    Backend, Foreign, LinkState, MasqueradePorts, Match, OnLink, ProxyArp, Role, RouteKind, Source,
+    Backend, Foreign, LinkState, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp, Role, RouteKind,
+    Source, TunnelConfig,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
