@@ -20,7 +20,10 @@ mod machine;
 mod pair;
 mod ports;
 pub mod protocol;
+mod routes;
 mod shared;
+mod stale;
+mod tracking;
 mod view;
 mod watch;
 
@@ -111,6 +114,7 @@ pub struct Running {
     admin: Option<admin::Server>,
     watch: Option<watch::Watch>,
     follow: Option<follow::Follower>,
+    sweeper: Option<stale::Sweeper>,
     worker: Option<JoinHandle<Worker>>,
     ended: Receiver<()>,
     guard: Option<Guard>,
@@ -166,7 +170,8 @@ impl Agent {
             Kernel::Read(Box::new(Mirror::dump(&netns).map_err(Failure::environment)?))
         };
         let (mut worker, handle) = Worker::new(Forwarder::new(&settings, pool)?)?;
-        let shared = Shared::new(inputs, kernel, handle, pool, host)?;
+        let flows = tracking::FlowTables::of(worker.forwarder());
+        let shared = Shared::new(inputs, kernel, handle, flows, pool, host)?;
         let tables = Arc::clone(&shared.state().compiled.tables);
         let families = families(&tables);
         worker.forwarder().set_tables(tables);
@@ -185,12 +190,14 @@ impl Agent {
             admin: None,
             watch: None,
             follow: None,
+            sweeper: None,
             worker: Some(thread),
             ended,
             guard,
             memory: opened.memory,
         };
         running.shared.teach_all();
+        running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
         running.follow = follow::Follower::start(&running.shared)?;
         running.watch = follow.map(|sources| watch::Watch::start(sources, &running.shared)).transpose()?;
         running.admin = listener.map(|listener| listener.serve(&running.shared)).transpose()?;
@@ -242,6 +249,7 @@ impl Running {
         self.admin = None;
         self.watch = None;
         self.follow = None;
+        self.sweeper = None;
         let Some(thread) = self.worker.take() else { return };
         let _ = self.shared.worker.send(Command::Stop);
         let worker = thread.join();

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
 use pollux_dataplane::packet::{Address, Family, LinkAddr, PortId, V4, V6};
 use pollux_dataplane::pool::Pool;
@@ -15,6 +17,8 @@ use tracing::{debug, info, warn};
 
 use super::input::Inputs;
 use super::ports::HostRoutes;
+use super::routes::Routes;
+use super::tracking::FlowTables;
 use super::{changes, machine};
 use crate::compile::{Compiled, Compiler};
 use crate::config::NodeConfig;
@@ -60,6 +64,7 @@ impl Kernel {
 
 pub(super) struct Shared {
     pub(super) worker: Handle,
+    pub(super) flows: FlowTables,
     pub(super) pool: &'static Pool,
     pub(super) started: Instant,
     pub(super) kernel: Kernel,
@@ -67,6 +72,10 @@ pub(super) struct Shared {
     /// Whether IPv6 was forwarded from the start: what the guard keeps from the kernel, and the host port's
     /// side, were made for that.
     forwards_v6: bool,
+    /// Asks for the UDP flows that have lost their way to be deleted (UP-03).
+    pub(super) sweep: (Sender<()>, Receiver<()>),
+    /// UDP flows that were.
+    pub(super) swept: AtomicU64,
     /// Held while something is changed, so that changes come one after the other.
     changing: Mutex<Changing>,
 }
@@ -74,6 +83,8 @@ pub(super) struct Shared {
 /// What follows the changes.
 struct Changing {
     compiler: Compiler,
+    /// The tables that follow the kernel's routes, if they do.
+    routes: Option<Routes>,
     /// The host's routes to service addresses.
     host: HostRoutes,
     /// Whether they lead to the addresses in force.
@@ -89,11 +100,12 @@ impl Shared {
         inputs: Inputs,
         kernel: Kernel,
         worker: Handle,
+        flows: FlowTables,
         pool: &'static Pool,
         mut host: HostRoutes,
     ) -> Result<Arc<Shared>, crate::cli::Failure> {
         let began = Instant::now();
-        let (view, warnings) = kernel.read(|state| machine::view(&inputs.config, state))?;
+        let (view, routes, warnings) = kernel.read(|state| machine::followed(&inputs.config, state))?;
         super::report(&warnings);
         let mut compiler = Compiler::default();
         let changes = translate::Changes::all(&inputs.cluster);
@@ -105,12 +117,15 @@ impl Shared {
         let state = State { inputs, view, compiled, number: 1, since: Timestamp::now() };
         Ok(Arc::new(Shared {
             worker,
+            flows,
             pool,
             started: began,
             kernel,
             state: RwLock::new(Arc::new(state)),
             forwards_v6,
-            changing: Mutex::new(Changing { compiler, host, leads: true }),
+            sweep: crossbeam_channel::bounded(1),
+            swept: AtomicU64::new(0),
+            changing: Mutex::new(Changing { compiler, routes, host, leads: true }),
         }))
     }
 
@@ -136,9 +151,13 @@ impl Shared {
         let view = if inputs.config == old.inputs.config {
             old.view.clone()
         } else {
-            let (view, warnings) = self.kernel.read(|state| machine::view(&inputs.config, state))?;
+            let changes = Changes::default();
+            let routes = changing.routes.as_mut();
+            let (view, warnings) = self
+                .kernel
+                .read(|state| machine::changed(&inputs.config, state, &changes, routes, &old.view))?;
             super::report(&warnings);
-            machine::share(view, &old.view)
+            view
         };
         let cluster = Arc::clone(&inputs.cluster);
         let changed = translate::Changes::between(&old.inputs.cluster, &cluster);
@@ -156,7 +175,7 @@ impl Shared {
             || changes.v6.addresses
             || !changes.v4.routes.is_empty()
             || !changes.v6.routes.is_empty();
-        if routing && let Err(problems) = self.follow_routing(&old, &mut changing) {
+        if routing && let Err(problems) = self.follow_routing(changes, &old, &mut changing) {
             warn!("the kernel's changes cannot be taken over, the old tables stay: {problems}");
         }
         let node = old.inputs.node_config();
@@ -170,9 +189,16 @@ impl Shared {
         }
     }
 
-    fn follow_routing(&self, old: &State, changing: &mut Changing) -> Result<(), Problems> {
-        let (view, _) = self.kernel.read(|state| machine::view(&old.inputs.config, state))?;
-        let view = machine::share(view, &old.view);
+    fn follow_routing(
+        &self,
+        changes: &Changes,
+        old: &State,
+        changing: &mut Changing,
+    ) -> Result<(), Problems> {
+        let routes = changing.routes.as_mut();
+        let (view, _) = self
+            .kernel
+            .read(|state| machine::changed(&old.inputs.config, state, changes, routes, &old.view))?;
         if machine::is_same(&view, &old.view) {
             return Ok(());
         }
@@ -231,7 +257,7 @@ impl Shared {
         let news = compiled.reports.iter().filter(|one| !known.contains(&(&one.object, &one.text)));
         super::report(news);
         let same_addresses =
-            compiled.frontends == old.compiled.frontends && machine::is_same(&view, &old.view);
+            compiled.frontends == old.compiled.frontends && machine::same_addresses(&view, &old.view);
         if !same_addresses || !changing.leads {
             let led = changing.host.lead(&compiled.tables);
             changing.leads = led.is_ok();
@@ -241,8 +267,13 @@ impl Shared {
             }
         }
         let lessons = differences(&listed(&old.view), &listed(&view));
+        let sweep = compiled.udp != old.compiled.udp;
         let state = State { inputs, view, compiled, number: old.number + 1, since: Timestamp::now() };
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+        if sweep {
+            // Full: it is asked for already, and has not begun.
+            let _ = self.sweep.0.try_send(());
+        }
         self.teach(lessons);
         Ok(())
     }

@@ -7,10 +7,10 @@
 //!  3-4   8-12 rewrite: addresses; ports, two checksum deltas    under the version
 //!  5     13   next hop (32) · its generation (32)                   replaced in place by one store
 //!  6     6    fresh until (32) · protocol's scratch (32)            written at coarse steps, by its users
-//!  7     7    free, for sequence tracking
+//!  7     7    what was seen of the direction (TCP, SCTP)         likewise
 //! ```
 //!
-//! The scratch of the original entry is the time of the first packet for UDP, in milliseconds.
+//! The scratch and word 7 are described at [`Memory`](super::segment::Memory).
 //!
 //! Words are read and written as relaxed atomics. The version is odd while the entry lives; it is raised
 //! before the entry is written or given up, and again when it is ready. A reader acts on a copy whose version
@@ -40,6 +40,7 @@ const FLAGS: u64 = 0xff;
 const VERSION: usize = 0;
 const KEY: usize = 1;
 pub(super) const USE: usize = 6;
+pub(super) const SEEN: usize = 7;
 
 /// Where the frames of a flow go: an index of the route table's next hops, and the generation of the routes
 /// it was taken from. The flow table only keeps it.
@@ -186,7 +187,7 @@ impl<A: Family> Entries<A> {
     }
 
     /// Fills a free entry and makes it live: its new version. The caller holds the table's lock.
-    pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64) -> u32 {
+    pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64, seen: u64) -> u32 {
         let view = self.view(index);
         let version = self.next_version(index);
         // The version is even already (`give_up` raised it); the words must not be seen before that.
@@ -205,6 +206,7 @@ impl<A: Family> Entries<A> {
         view[Self::PORTS].store(ports, Relaxed);
         view[Self::NEXT_HOP].store(content.next_hop.word(), Relaxed);
         view[USE].store(last_use, Relaxed);
+        view[SEEN].store(seen, Relaxed);
         view[VERSION].store(u64::from(version) << 32 | u64::from(content.mark), Release);
         version
     }

@@ -81,12 +81,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             Origin::Host => self.may_leave(headers, self.locality(headers.destination))?,
             Origin::Port | Origin::PodPort => self.martian(headers)?,
         }
-        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
+        let event = flow::Event::of(packet, headers);
         // The kernel's tracker finds no transport in an IPv6 packet that ends with its extension headers.
         if A::VERSION == 6 && headers.protocol == Protocol::NO_NEXT_HEADER {
             return Err(Reason::Invalid.into());
         }
-        let state = flow::first_packet(key, event).map_err(|flow::Invalid| Reason::Invalid)?;
+        let state = flow::first_packet(key, &event, self.state.flows.sysctls())
+            .map_err(|flow::Invalid| Reason::Invalid)?;
         if !verify_transport_checksum(packet, headers) {
             return Err(Reason::TransportChecksum.into());
         }
@@ -117,15 +118,16 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if origin == Origin::Host {
             self.may_leave(headers, request.destination_is_local)?;
         }
-        let way = self.route_new(request.destination, origin)?;
+        let routed =
+            FlowKey { destination: request.destination, destination_port: request.destination_port, ..*key };
+        let way = self.route_new(&routed, origin)?;
         let next_hop = self.next_hop(way);
         self.forwardable(packet, headers, origin, way)?;
         self.filter(&request, way, mark, choice.is_some())?;
 
         let out = next_hop.map(|(port, _)| port);
         let cause = self.masquerade_cause(&request, way, out, mark);
-        let mut outgoing =
-            FlowKey { destination: request.destination, destination_port: request.destination_port, ..*key };
+        let mut outgoing = routed;
         let mode = match cause {
             Some(_) => {
                 let interfaces = &self.tables.routing.interfaces;
@@ -144,7 +146,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if let (Way::Port(adjacency), Origin::Host) = (way, origin) {
             self.fits(packet, headers, origin, self.state.neighbours.mtu(adjacency))?;
         }
-        let connection = Connection { original: *key, way, mark, state };
+        let connection = Connection { original: *key, way, mark, state, event };
         let source_port = self.insert(&connection, outgoing, PortSearch::of(mode, key))?;
         if let Some(rule) = cause {
             self.observer.see(Event::Masqueraded { rule, source: outgoing.source.into(), source_port });
@@ -227,15 +229,23 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         (place, chosen_by)
     }
 
-    /// WK-06, RT-02.
-    pub(super) fn route(&mut self, destination: A::Addr) -> Result<Way, Refusal> {
+    /// WK-06, RT-02. Of `flow` the destination is the final one, the source not translated yet: both are the same
+    /// for all packets of a direction, so each keeps to its way of several (RT-01).
+    pub(super) fn route(&mut self, flow: &FlowKey<A>) -> Result<Way, Refusal> {
+        let destination = flow.destination;
         let found = self.tables.routing.fib.lookup(destination);
-        let result = match found.map(|route| route.kind) {
+        let hop = found.and_then(|route| match &route.kind {
+            RouteKind::Via(hop) => Some(hop),
+            RouteKind::Multipath(hops) => Some(hops.choose(self.state.flows.hash(flow).bits())),
+            _ => None,
+        });
+        let result = match found.map(|route| &route.kind) {
             // Every link has a route to these: which one is meant, the table does not say.
             _ if A::VERSION == 6 && (destination.stays_on_link() || destination.is_multicast()) => {
                 Ok(Way::Host)
             }
-            Some(RouteKind::Via(hop)) => {
+            Some(RouteKind::Via(_) | RouteKind::Multipath(_)) => {
+                let Some(hop) = hop else { return Err(Reason::NoRoute.into()) };
                 let neighbour = hop.neighbour(destination);
                 let adjacency = self.state.neighbours.get_or_create(hop.port, neighbour, self.now);
                 adjacency.map(Way::Port).map_err(Refusal::from)
@@ -256,23 +266,24 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             }
             None => Err(Refusal::answered(Reason::NoRoute, ErrorKind::NetUnreachable)),
         };
-        let route = match (result, found) {
-            (Err(refusal), _) => RouteSeen::Refused(refusal.reason),
-            (Ok(Way::Port(_)), Some(Route { kind: RouteKind::Via(hop), prefix, .. })) => RouteSeen::Via {
+        let route = match (result, found, hop) {
+            (Err(refusal), ..) => RouteSeen::Refused(refusal.reason),
+            (Ok(Way::Port(_)), Some(Route { prefix, .. }), Some(hop)) => RouteSeen::Via {
                 port: hop.port,
                 gateway: hop.gateway.map(Into::into),
                 prefix_length: prefix.len(),
             },
-            (Ok(_), _) => RouteSeen::Host,
+            (Ok(_), ..) => RouteSeen::Host,
         };
         self.observer.see(Event::Routed { destination: destination.into(), route });
         result
     }
 
     /// The route of what makes no use of an entry's. What the host sends to a group is not sent back to it.
-    pub(super) fn route_new(&mut self, destination: A::Addr, origin: Origin) -> Result<Way, Refusal> {
-        let way = self.route(destination)?;
-        let kind = || self.tables.routing.fib.lookup(destination).map(|route| route.kind);
+    pub(super) fn route_new(&mut self, flow: &FlowKey<A>, origin: Origin) -> Result<Way, Refusal> {
+        let destination = flow.destination;
+        let way = self.route(flow)?;
+        let kind = || self.tables.routing.fib.lookup(destination).map(|route| &route.kind);
         let to_group = || {
             destination.is_multicast() || matches!(kind(), Some(RouteKind::Broadcast | RouteKind::Multicast))
         };
@@ -283,7 +294,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 
     /// Port and address of the neighbour that the way leads to.
-    fn next_hop(&self, way: Way) -> Option<(PortId, A::Addr)> {
+    pub(super) fn next_hop(&self, way: Way) -> Option<(PortId, A::Addr)> {
         match way {
             Way::Port(adjacency) => {
                 let address = self.state.neighbours.address(adjacency)?;
@@ -375,7 +386,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// says which it is.
     fn insert(
         &mut self,
-        connection: &Connection<A>,
+        connection: &Connection<'_, A>,
         mut outgoing: FlowKey<A>,
         ports: PortSearch,
     ) -> Result<u16, Refusal> {
@@ -386,10 +397,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 reply: outgoing.reply(),
                 mark: if connection.mark == Mark::Set { self.masquerade.mark } else { 0 },
                 state: connection.state,
-                original_next_hop: connection.way.reference(self.state.generation),
+                original_next_hop: connection.way.reference(self.state.stamps.of::<A>(outgoing.destination)),
                 reply_next_hop: NextHopRef::default(),
             };
-            match self.state.flows.insert(&new, self.now.into()) {
+            match self.state.flows.insert_first(&new, &connection.event, self.now.into()) {
                 Ok(_) | Err(InsertError::OriginalExists(_)) => return Ok(port),
                 Err(InsertError::ReplyTaken) => {}
                 Err(InsertError::Full) => return Err(Reason::FlowTableFull.into()),
@@ -413,11 +424,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 }
 
 /// What is known of a connection before its source port is.
-struct Connection<A: Family> {
+struct Connection<'a, A: Family> {
     original: FlowKey<A>,
     way: Way,
     mark: Mark,
     state: State,
+    /// What its first packet says.
+    event: flow::Event<'a>,
 }
 
 /// FW-03: addresses that no packet from a port may have.

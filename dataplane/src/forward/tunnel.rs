@@ -19,6 +19,7 @@ use super::established::Way;
 use super::host::{ORIGINATED, Wire};
 use super::observe::{Event, Observer};
 use super::{Output, Pass};
+use crate::flow::FlowKey;
 use crate::packet::checksum::{Delta, Sum};
 use crate::packet::ip::{DONT_FRAGMENT, Ipv4, V4_LEN, field, v4_header};
 use crate::packet::parse::{Headers, Parsed, parse};
@@ -26,7 +27,7 @@ use crate::packet::{
     Address, ChecksumState, Ethernet, Family, LinkAddr, Offload, Packet, Protocol, V4, ethernet,
 };
 use crate::port::finish;
-use crate::route::{AdjacencyId, Link, RouteKind};
+use crate::route::{AdjacencyId, Link};
 use crate::service::{Locality, Origin};
 use crate::stats::Reason;
 use crate::tables::{Tunnel, TunnelDf, TunnelTtl};
@@ -61,10 +62,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.ports.tunnel(port).filter(|_| A::VERSION == 4)?;
         let peer = self.state.neighbours.address(adjacency)?;
         // FW-02: what the way to the peer cannot carry, the tunnel cannot.
-        let way = match self.tables.routing.fib.lookup(peer).map(|route| route.kind) {
-            Some(RouteKind::Via(hop)) => self.ports.get(hop.port).map(|port| port.mtu),
-            _ => None,
-        };
+        let route = self.tables.routing.fib.lookup(peer);
+        let hops = route.into_iter().flat_map(|route| route.kind.next_hops());
+        let way = hops.filter_map(|hop| self.ports.get(hop.port)).map(|port| port.mtu).min();
         let mtu = self.state.neighbours.mtu(adjacency);
         Some(Link {
             port,
@@ -101,14 +101,21 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     fn outer(&mut self, link: &Link) -> Result<Outer<A>, Reason> {
         let tunnel = *self.ports.tunnel(link.port).ok_or(Reason::PortDown)?;
         let peer = A::Addr::from_bits(peer_of(link.destination).to_bits().into());
-        let Way::Port(adjacency) = self.route(peer).map_err(|refusal| refusal.reason)? else {
+        let local = tunnel.local.map(|local| A::Addr::from_bits(local.to_bits().into()));
+        let flow = FlowKey {
+            source: local.unwrap_or(A::Addr::UNSPECIFIED),
+            destination: peer,
+            source_port: 0,
+            destination_port: 0,
+            protocol: Protocol::IPIP,
+        };
+        let Way::Port(adjacency) = self.route(&flow).map_err(|refusal| refusal.reason)? else {
             return Err(Reason::TunnelLoop);
         };
         if self.ports.tunnel(self.state.neighbours.port(adjacency)).is_some() {
             return Err(Reason::TunnelLoop);
         }
         let routing = &self.tables.routing;
-        let local = tunnel.local.map(|local| A::Addr::from_bits(local.to_bits().into()));
         let source = local.or_else(|| routing.interfaces.error_source(&routing.fib, peer, peer));
         Ok(Outer { tunnel, source: source.ok_or(Reason::NoRoute)?, peer, adjacency })
     }

@@ -59,7 +59,8 @@ fn express(node: &Node, packet: &mut Packet) -> Option<PortId> {
     let flows = node.forwarder.flows_v4();
     let mut plain = Express::begin(flows, &Plain::read(packet)?);
     plain.lookup.probe(flows);
-    node.forwarder.express(packet, &plain, node.now, &mut Nobody)
+    let flows = std::sync::Arc::clone(node.forwarder.flows_v4());
+    node.forwarder.express(&flows, packet, &plain, node.now, &mut Nobody)
 }
 
 #[test]
@@ -209,10 +210,10 @@ proptest! {
         short.events.clear();
         full.events.clear();
         for step in &steps {
-            if let Some(kind) = step.tables {
+            if let Some(kind) = &step.tables {
                 for node in [&mut short, &mut full] {
                     let mut changed = cluster();
-                    changed.routes.push(route("10.151.51.8/32", kind));
+                    changed.routes.push(route("10.151.51.8/32", kind.clone()));
                     node.set(changed);
                 }
             }

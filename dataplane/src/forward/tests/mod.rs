@@ -10,6 +10,7 @@ mod ipv6;
 mod laws;
 mod neighbours;
 mod related;
+mod routing;
 mod source_ports;
 mod tunnel;
 mod walks;
@@ -194,7 +195,10 @@ impl Cluster {
             ports: Arc::new(Ports::new(self.ports.clone()).with_tunnels([(TUNL0, self.tunnel)])),
             v4: Some(FamilyTables {
                 services: self.services(),
-                routing: Arc::new(Routing { fib: Fib::build(self.routes), interfaces: seed_interfaces() }),
+                routing: Arc::new(Routing {
+                    fib: Fib::build(self.routes),
+                    interfaces: Arc::new(seed_interfaces()),
+                }),
                 ..self.family
             }),
             v6: None,
