@@ -22,6 +22,7 @@ mod new;
 pub mod observe;
 mod orphans;
 mod related;
+mod reverse;
 #[cfg(test)]
 mod tests;
 
@@ -42,7 +43,7 @@ use crate::pool::Pool;
 use crate::route::{Changed, NeighbourEvent, Neighbours, Stamps};
 use crate::service::{Clients, Origin, Services};
 use crate::stats::{Reason, Stats};
-use crate::tables::{FamilyTables, Masquerade, Ports, Tables};
+use crate::tables::{FamilyTables, Masquerade, Ports, ReversePath, Tables};
 use crate::time::Instant;
 use express::Express;
 pub use host::HOST_SIDE;
@@ -536,6 +537,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         // Link-local addresses mean nothing without their link, which only the node's own stack knows.
         if !addressed || headers.destination.stays_on_link() {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
+        }
+        let reverse_path = ingress.reverse_path::<A>();
+        if reverse_path != ReversePath::Off && !self.comes_the_right_way(headers, packet.port, reverse_path) {
+            return self.drop(packet, Reason::ReversePath);
         }
         if !headers.is_trackable() {
             return self.untracked(packet, headers, origin);

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 
-use super::{Backend, Foreign, MasqueradePorts, Role, RouteKind};
+use super::{Backend, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
 #[derive(Deserialize)]
@@ -105,6 +105,8 @@ pub(super) struct WirePort {
     pub(super) addresses: Vec<String>,
     #[serde(default)]
     pub(super) proxy_arp: bool,
+    pub(super) rp_filter: Option<ReversePath>,
+    pub(super) ignore_routes_with_linkdown: Option<bool>,
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
 }

@@ -10,6 +10,7 @@ mod ipv6;
 mod laws;
 mod neighbours;
 mod related;
+mod reverse;
 mod routing;
 mod source_ports;
 mod walks;
@@ -33,8 +34,8 @@ use crate::service::{
 };
 use crate::stats::{Reason, Stats};
 use crate::tables::{
-    Detected, FamilyTables, Foreign, Masquerade, MasqueradePorts, PortInfo, Ports, ProxyArp, Role, Routing,
-    Sharing, Tables,
+    Detected, FamilyTables, Foreign, Masquerade, MasqueradePorts, PortInfo, Ports, ProxyArp, ReversePath,
+    Role, Routing, Sharing, Tables,
 };
 use crate::time::Instant;
 use wire::{Frame, Kind};
@@ -107,6 +108,8 @@ fn port(name: &str, role: Role, link_address: LinkAddr, mtu: u32) -> PortInfo {
         detected: Detected::Other,
         sharing: Sharing::Owned,
         proxy_arp: ProxyArp::Off,
+        reverse_path: ReversePath::Off,
+        reverse_path_v6: ReversePath::Off,
     }
 }
 
