@@ -169,7 +169,8 @@ fn a_node_document_is_read_whole() {
          ports:\n\
          - {name: ens3, role: uplink, backend: af_packet, linkAddress: 'fa:16:3e:92:11:ca', mtu: 1500, \
             addresses: [172.16.1.50/12], index: 3}\n\
-         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, index: 9}\n\
+         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, \
+            rpFilter: off, ignoreRoutesWithLinkdown: true, index: 9}\n\
          interfaces:\n\
          - {name: docker0, addresses: [172.17.0.1/16], index: 5}\n\
          - {name: lo, addresses: [127.0.0.1/8], index: 1}\n\
@@ -193,6 +194,8 @@ fn a_node_document_is_read_whole() {
     let pod = config.port("pod8").unwrap();
     assert_eq!(pod.interface, "caliee93b0bdd66");
     assert_eq!((pod.proxy_arp, pod.foreign), (ProxyArp::On, Foreign::Drop));
+    assert_eq!((pod.reverse_path, pod.linkdown), (Some(ReversePath::Off), Some(Linkdown::Ignored)));
+    assert_eq!((ens3.reverse_path, ens3.linkdown), (None, None));
     let by_age: Vec<_> = config.interfaces_by_age().iter().map(|(name, _)| *name).collect();
     assert_eq!(by_age, ["lo", "ens3", "docker0", "pod8"]);
     let Source::Listed(routes) = &config.routes else {

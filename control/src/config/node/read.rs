@@ -120,6 +120,11 @@ impl NodeConfig {
                     true => ProxyArp::On,
                     false => ProxyArp::Off,
                 },
+                reverse_path: wire.rp_filter,
+                linkdown: wire.ignore_routes_with_linkdown.map(|ignore| match ignore {
+                    true => Linkdown::Ignored,
+                    false => Linkdown::Used,
+                }),
                 foreign: match (wire.foreign, role) {
                     (Some(foreign), _) => foreign,
                     (None, Role::Uplink) => Foreign::Host,
