@@ -333,6 +333,18 @@ fn bad_input_is_refused(site: &Site) -> Outcome {
         2,
         &format!("port {}: backend pcap has no place on a running node (see `pollux replay`)", POD_51_2.port),
     )?;
+    // CT-09: a table size that does not fit memory.
+    let mut config: Value = serde_json::from_str(&node("kernel", "kernel"))?;
+    config["flowTable"]["connections"] = json!(1 << 30);
+    fs::write(site.path("other.yaml"), config.to_string())?;
+    let output = run(&site.path("other.yaml"))?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("pollux: ")).collect();
+    assert_eq!(lines.len(), 1, "{said}");
+    let begin = "pollux: tables for 1073741824 connections and 262144 clients of each family take ";
+    assert!(lines[0].starts_with(begin) && lines[0].contains("flowTable.connections"), "{said}");
+    assert_eq!(site.traces()?, before);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use pollux_dataplane::flow::LONGEST;
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
 use serde_json::Value;
 
@@ -442,7 +443,7 @@ fn sysctl(wire: BTreeMap<String, i64>, findings: &mut Findings) -> BTreeMap<Stri
             continue;
         };
         let limits = match kind {
-            SysctlKind::Seconds => 1..=u32::MAX,
+            SysctlKind::Seconds => 1..=LONGEST.as_secs() as u32,
             SysctlKind::Switch => 0..=1,
             SysctlKind::Count => 0..=255,
         };
