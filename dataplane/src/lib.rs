@@ -19,6 +19,7 @@ pub mod port;
 pub mod route;
 pub mod service;
 pub mod stats;
+mod sync;
 pub mod tables;
 pub mod time;
 pub mod worker;

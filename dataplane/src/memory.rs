@@ -6,9 +6,7 @@
 //! such a range: everything reached through it is an atomic access, so no reader can race with a writer.
 
 use std::io;
-use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Size and alignment of a huge page; every mapping is a multiple of it.
 pub const HUGE_PAGE: usize = 2 << 20;
@@ -95,48 +93,11 @@ fn map(bytes: usize, flags: libc::c_int) -> io::Result<NonNull<u8>> {
     Ok(NonNull::new(start.cast()).expect("a mapping is not at 0"))
 }
 
-mod sealed {
-    /// # Safety
-    /// All-zero bytes are a value of the type, the type needs no drop, and it is changed by atomic
-    /// operations only.
-    pub(crate) unsafe trait Number: Sync + 'static {}
-}
+// Under the model, which has no such memory, the numbers lie on the heap.
+#[cfg_attr(feature = "model", path = "memory/model.rs")]
+mod array;
 
-// SAFETY: zero is a number, and the type has atomic operations only.
-unsafe impl sealed::Number for AtomicU32 {}
-// SAFETY: as above.
-unsafe impl sealed::Number for AtomicU64 {}
-
-/// A slice of atomic numbers in a [`Mapping`] of its own, all zero at first.
-#[derive(Debug)]
-pub(crate) struct Array<T> {
-    mapping: Mapping,
-    len: usize,
-    numbers: std::marker::PhantomData<T>,
-}
-
-impl<T: sealed::Number> Array<T> {
-    /// Maps room for `len` numbers.
-    ///
-    /// # Errors
-    /// As [`Mapping::new`].
-    pub(crate) fn new(len: usize) -> io::Result<Array<T>> {
-        let bytes =
-            len.checked_mul(size_of::<T>()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(Array { mapping: Mapping::new(bytes)?, len, numbers: std::marker::PhantomData })
-    }
-}
-
-impl<T: sealed::Number> Deref for Array<T> {
-    type Target = [T];
-    #[inline]
-    fn deref(&self) -> &[T] {
-        // SAFETY: the mapping holds `len` numbers (`new`), is aligned to far more than one, begins as zeros,
-        // which is a value of `T` (`Number`), and lives as long as the borrow. Only this slice gives access to
-        // it, so every access is one of `T`'s atomic operations.
-        unsafe { std::slice::from_raw_parts(self.mapping.start().as_ptr().cast(), self.len) }
-    }
-}
+pub(crate) use array::Array;
 
 /// Asks the processor to bring the line of `value` near. Changes nothing; does nothing on processors for
 /// which stable Rust has no such instruction.
@@ -155,7 +116,7 @@ pub(crate) fn prefetch<T>(value: &T) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering::Relaxed;
+    use crate::sync::{AtomicU64, Ordering::Relaxed};
 
     #[test]
     fn a_mapping_is_aligned_whole_and_zero() {

@@ -48,6 +48,8 @@ reasons! {
     OtherHost "other_host" "the link address is another host's",
     NotForPollux "not_for_pollux" "not for Pollux to forward, and not to be passed to the host (FW-06)",
     Invalid "invalid" "belongs to no connection and cannot begin one (CT-08)",
+    IcmpQuote "icmp_quote" "an ICMP error that quotes too little of a translated packet to be translated back (NAT-07)",
+    Redirect "redirect" "an ICMP redirect about a translated connection (NAT-07)",
     TtlExceeded "ttl_exceeded" "the TTL or hop limit reached 0 (FW-01)",
     TooBig "too_big" "larger than the MTU of the way out, and not to be fragmented (FW-02)",
     NoRoute "no_route" "no route to the destination (RT-02)",

@@ -90,16 +90,19 @@ impl<A: Family> Words<'_, A> {
             }
             Event::FlowMiss => step("conntrack", "", "", "no connection: NEW"),
             Event::FlowHit { direction } => {
-                let direction = match direction {
-                    Direction::Original => "original",
-                    Direction::Reply => "reply",
-                };
+                let direction = direction_word(*direction);
                 step(
                     "conntrack",
                     "",
                     "",
                     format!("known connection, {direction} direction: forwarded by its entry"),
                 )
+            }
+            Event::Related { direction } => {
+                let direction = direction_word(*direction);
+                let says =
+                    format!("RELATED to a known connection, {direction} direction: translated by its entry");
+                step("conntrack", "", "", says)
             }
             Event::Invalid => {
                 step("conntrack", "", "", "INVALID: belongs to no connection and can begin none")
@@ -434,6 +437,13 @@ pub(super) fn dropped(events: &[Event]) -> Option<Reason> {
         Event::Dropped(reason) => Some(*reason),
         _ => None,
     })
+}
+
+fn direction_word(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Original => "original",
+        Direction::Reply => "reply",
+    }
 }
 
 #[cfg(test)]

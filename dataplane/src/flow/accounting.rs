@@ -1,11 +1,10 @@
 //! Packets and bytes of each direction (CT-11): an array beside the entries, there only when it is wanted.
 
 use std::io;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::types::EntryRef;
 use crate::memory::Array;
+use crate::sync::{AtomicU64, Ordering::Relaxed};
 
 /// What went in one direction of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -25,6 +24,9 @@ impl Accounting {
         Array::new(words).map(Accounting)
     }
 
+    /// Out of line: where accounting is off, the packet path has one branch and nothing else of it.
+    #[cold]
+    #[inline(never)]
     pub(super) fn count(&self, entry: EntryRef, bytes: u32) {
         let at = entry.index as usize * 2;
         self.0[at].fetch_add(1, Relaxed);

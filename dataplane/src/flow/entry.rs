@@ -7,10 +7,10 @@
 //!  3-4   8-12 rewrite: addresses; ports, two checksum deltas    under the version
 //!  5     13   next hop (32) · its generation (32)                   replaced in place by one store
 //!  6     6    fresh until (32) · protocol's scratch (32)            written at coarse steps, by its users
-//!  7     7    free, for sequence tracking
+//!  7     7    what was seen of the direction (TCP, SCTP)         likewise
 //! ```
 //!
-//! The scratch of the original entry is the time of the first packet for UDP, in milliseconds.
+//! The scratch and word 7 are described at [`Memory`](super::segment::Memory).
 //!
 //! Words are read and written as relaxed atomics. The version is odd while the entry lives; it is raised
 //! before the entry is written or given up, and again when it is ready. A reader acts on a copy whose version
@@ -19,8 +19,6 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::key::FlowKey;
 use super::types::{EntryRef, Hit, HitWords};
@@ -29,6 +27,8 @@ use crate::nat::Rewrite;
 use crate::nat::rewrite::Changes;
 use crate::packet::checksum::Delta;
 use crate::packet::family::{Address, Family};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU64, fence};
 
 /// Words that a line view shows: an entry, and for IPv4 the one behind it.
 const VIEW: usize = 16;
@@ -40,6 +40,7 @@ const FLAGS: u64 = 0xff;
 const VERSION: usize = 0;
 const KEY: usize = 1;
 pub(super) const USE: usize = 6;
+pub(super) const SEEN: usize = 7;
 
 /// Where the frames of a flow go: an index of the route table's next hops, and the generation of the routes
 /// it was taken from. The flow table only keeps it.
@@ -163,7 +164,7 @@ impl<A: Family> Entries<A> {
             let last_use = view[USE].load(Relaxed);
             // Pairs with the fence of `write` and `give_up`: whoever saw a word that they stored sees their
             // version here.
-            std::sync::atomic::fence(Acquire);
+            fence(Acquire);
             if view[VERSION].load(Relaxed) != before {
                 continue;
             }
@@ -186,11 +187,11 @@ impl<A: Family> Entries<A> {
     }
 
     /// Fills a free entry and makes it live: its new version. The caller holds the table's lock.
-    pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64) -> u32 {
+    pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64, seen: u64) -> u32 {
         let view = self.view(index);
         let version = self.next_version(index);
         // The version is even already (`give_up` raised it); the words must not be seen before that.
-        std::sync::atomic::fence(Release);
+        fence(Release);
         let mut key = content.key.words();
         if !content.rewrite.is_identity() {
             key[Self::KEY_WORDS - 1] |= TRANSLATED;
@@ -205,6 +206,7 @@ impl<A: Family> Entries<A> {
         view[Self::PORTS].store(ports, Relaxed);
         view[Self::NEXT_HOP].store(content.next_hop.word(), Relaxed);
         view[USE].store(last_use, Relaxed);
+        view[SEEN].store(seen, Relaxed);
         view[VERSION].store(u64::from(version) << 32 | u64::from(content.mark), Release);
         version
     }
@@ -216,7 +218,7 @@ impl<A: Family> Entries<A> {
         debug_assert!(version & 1 == 0, "the entry lived");
         view[VERSION].store(u64::from(version) << 32, Relaxed);
         // What the table writes next must not be seen before that.
-        std::sync::atomic::fence(Release);
+        fence(Release);
     }
 
     /// Replaces the next hop, if the entry's life is still `version`.

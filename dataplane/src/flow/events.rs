@@ -3,6 +3,7 @@
 //! Each listener has a bounded queue. The packet path never waits for one: what a full queue does not take is
 //! lost to its listener, and counted. While nobody listens it costs one relaxed load.
 
+// The standard library's also under the model, which has no listeners.
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -17,11 +17,11 @@
 //! exclude each other (the table's lock); every store is a release and every load an acquire.
 
 use std::io;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::hash::Hash;
 use crate::memory::{Array, prefetch};
+use crate::sync::AtomicU64;
+use crate::sync::Ordering::{Acquire, Release};
 
 /// Places of a bucket.
 const PLACES: usize = 8;

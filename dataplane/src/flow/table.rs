@@ -25,9 +25,6 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::accounting::{Accounting, Counts};
 use super::entry::{Content, Entries, NextHopRef};
@@ -35,12 +32,15 @@ use super::events::{EventKind, Listeners};
 use super::hash::{Hash, Hasher};
 use super::index::Index;
 use super::key::{FlowKey, PackedKey};
-use super::state::{State, Status};
+use super::state::{Event, State, Status, begin};
 use super::sysctl::Sysctls;
 use super::timeout::Timeouts;
 use super::types::{Candidate, Counters, EntryRef, Hit, InsertError, NewConnection, Tick};
+use super::window::{WindowArray, Windows};
 use crate::memory::Array;
 use crate::packet::family::{Family, V4};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, PoisonError};
 
 /// The most connections of a table: a reference to an entry has 31 bits.
 pub const MAX_CONNECTIONS: usize = 1 << 30;
@@ -56,6 +56,8 @@ pub struct FlowTable<A: Family> {
     /// By connection: when it ends, in table time; 0 for a free slot.
     pub(super) deadlines: Array<AtomicU32>,
     accounting: Option<Accounting>,
+    /// By connection: the windows of TCP, where they are tracked.
+    pub(super) windows: Option<WindowArray>,
     pub(super) capacity: u32,
     pub(super) timeouts: Timeouts,
     pub(super) sysctls: Sysctls,
@@ -117,6 +119,7 @@ impl<A: Family> FlowTable<A> {
             states: Array::new(connections)?,
             deadlines: Array::new(connections)?,
             accounting: sysctls.acct.then(|| Accounting::new(connections * 2)).transpose()?,
+            windows: (!sysctls.tcp_be_liberal).then(|| WindowArray::new(connections)).transpose()?,
             capacity: connections as u32,
             timeouts,
             sysctls,
@@ -147,7 +150,13 @@ impl<A: Family> FlowTable<A> {
     /// table.
     pub fn bytes_per_connection(&self) -> usize {
         let counters = if self.accounting.is_some() { 4 * 8 } else { 0 };
-        2 * Entries::<A>::WORDS * 8 + 8 + 4 + counters + self.index.bytes().div_ceil(self.capacity())
+        let windows = if self.windows.is_some() { WindowArray::BYTES } else { 0 };
+        2 * Entries::<A>::WORDS * 8
+            + 8
+            + 4
+            + counters
+            + windows
+            + self.index.bytes().div_ceil(self.capacity())
     }
 
     /// Bytes that a table for `connections` connections maps at least, to be asked for before it is made.
@@ -212,12 +221,31 @@ impl<A: Family> FlowTable<A> {
         self.lookup(reply).is_none_or(|hit| self.is_over(hit.entry, now))
     }
 
+    /// Whether the connection of an entry lives and its time is not over: for who uses it without being one of its
+    /// packets, as an ICMP error does.
+    pub fn is_live(&self, entry: EntryRef, now: Tick) -> bool {
+        !self.is_over(entry, now)
+    }
+
     /// Stores both directions of a connection, or none: the original entry. When the table is full, an
     /// unassured connection near by makes room (CT-09).
     ///
     /// # Errors
     /// See [`InsertError`]; nothing was changed then, except that expired connections in the way are gone.
     pub fn insert(&self, new: &NewConnection<A>, now: Tick) -> Result<EntryRef, InsertError> {
+        self.insert_first(new, &Event::Other, now)
+    }
+
+    /// As [`insert`](Self::insert), remembering what the connection's first packet said.
+    ///
+    /// # Errors
+    /// As [`insert`](Self::insert).
+    pub fn insert_first(
+        &self,
+        new: &NewConnection<A>,
+        first: &Event<'_>,
+        now: Tick,
+    ) -> Result<EntryRef, InsertError> {
         let original = new.original.words();
         let reply = new.reply.words();
         let hashes = [self.hash_words(&original), self.hash_words(&reply)];
@@ -234,7 +262,7 @@ impl<A: Family> FlowTable<A> {
             writer.counters.refused += 1;
             return Err(InsertError::Full);
         };
-        let entry = self.fill(connection, new, now);
+        let entry = self.fill(connection, new, first, now);
         if self.index.insert(hashes[1], entry.index ^ 1).is_err() {
             self.give_up(&mut writer, connection);
             writer.counters.refused += 1;
@@ -304,15 +332,18 @@ impl<A: Family> FlowTable<A> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn is_over(&self, entry: EntryRef, now: Tick) -> bool {
+    /// Whether a connection is gone or over, as far as can be told without the table's lock.
+    fn is_over(&self, entry: EntryRef, now: Tick) -> bool {
         let deadline = self.deadlines[entry.connection() as usize].load(Acquire);
-        now.until(deadline) <= 0 || self.entries.version(entry.index) != entry.version
+        let status = Status(self.states[entry.connection() as usize].load(Acquire) as u32);
+        let lives = now.until(self.true_deadline(status, entry.connection(), deadline)) > 0;
+        !lives || self.entries.version(entry.index) != entry.version
     }
 
     /// The live entry with this key. One whose time is over is removed.
     fn occupant(&self, writer: &mut Writer, hash: Hash, words: &[u64; 5], now: Tick) -> Option<EntryRef> {
         let entry = self.find_words(hash, words)?.entry;
-        if self.is_over(entry, now) {
+        if self.is_due(entry.connection(), now) {
             self.end_locked(writer, entry.connection(), End::Expired);
             return None;
         }
@@ -320,9 +351,15 @@ impl<A: Family> FlowTable<A> {
     }
 
     /// Writes both entries of a free slot.
-    fn fill(&self, connection: u32, new: &NewConnection<A>, now: Tick) -> EntryRef {
+    fn fill(&self, connection: u32, new: &NewConnection<A>, first: &Event<'_>, now: Tick) -> EntryRef {
         let index = connection * 2;
-        let status = Status::new(new.state);
+        let (status, mut memory) = match (&self.windows, new.state) {
+            (Some(windows), State::Tcp(_)) => windows.with(connection, |windows| {
+                *windows = Windows::default();
+                begin(new.state, first, Some(windows))
+            }),
+            _ => begin(new.state, first, None),
+        };
         let original = Content {
             key: new.original,
             rewrite: new.original.rewrite_to(&new.reply.reply()),
@@ -335,11 +372,10 @@ impl<A: Family> FlowTable<A> {
             next_hop: new.reply_next_hop,
             mark: new.mark,
         };
-        let scratch = match new.state {
-            State::Udp => now.0,
-            _ => 0,
-        };
-        let last_use = u64::from(scratch) << 32 | u64::from(now.0);
+        if new.state == State::Udp {
+            memory.notes[0] = now.0;
+        }
+        let uses = memory.notes.map(|note| u64::from(note) << 32 | u64::from(now.0));
         let timeout = self.timeouts.millis(status.first_timeout());
         self.deadlines[connection as usize].store(now.plus(timeout).max(1), Release);
         if let Some(accounting) = &self.accounting {
@@ -348,8 +384,8 @@ impl<A: Family> FlowTable<A> {
         // Before the entries live: who finds one finds its state.
         let word = u64::from(self.entries.next_version(index)) << 32 | u64::from(status.0);
         self.states[connection as usize].store(word, Release);
-        self.entries.write(index + 1, &reply, u64::from(now.0));
-        let version = self.entries.write(index, &original, last_use);
+        self.entries.write(index + 1, &reply, uses[1], memory.words[1]);
+        let version = self.entries.write(index, &original, uses[0], memory.words[0]);
         EntryRef { index, version }
     }
 }

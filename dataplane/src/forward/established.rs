@@ -46,9 +46,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// A packet whose key is in the table.
     #[inline]
     pub(super) fn established(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
-        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
-        if !hit.is_settled(event, self.now.into()) {
-            match self.state.flows.touch(hit, event, self.now.into()) {
+        let event = flow::Event::of(&packet, headers);
+        if !self.state.flows.pass(hit, &event, self.now.into()) {
+            match self.state.flows.touch(hit, &event, self.now.into()) {
                 Touch::Forward(Class::Established) => {}
                 // WK-08: as long as no reply was seen the filter is asked about every packet.
                 Touch::Forward(Class::New) => {
@@ -87,7 +87,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Where the entry says that its packets go.
     #[inline]
-    fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
+    pub(super) fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
         if hit.next_hop().generation == self.state.generation {
             Ok(Way::of(hit.next_hop()))
         } else {
@@ -97,7 +97,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Routing has changed since the entry's next hop was found, or it was never looked for.
     #[cold]
-    fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
+    pub(super) fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
         let way = self.route(hit.rewrite().destination)?;
         self.state.flows.set_next_hop(hit.entry, way.reference(self.state.generation));
         Ok(way)
@@ -186,10 +186,22 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if let Some(link) = self.state.neighbours.resolved(adjacency) {
             return self.send(packet, headers, origin, rewrite, &link);
         }
+        self.hold(packet, headers, origin, rewrite.source, adjacency);
+    }
+
+    /// Lets a packet that will leave with this source wait for a link address.
+    pub(super) fn hold(
+        &mut self,
+        packet: Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        source: A::Addr,
+        adjacency: AdjacencyId,
+    ) {
         if let Err(refusal) = self.fits(&packet, headers, origin, self.state.neighbours.mtu(adjacency)) {
             return self.refuse(packet, headers, refusal);
         }
-        match self.state.neighbours.hold(adjacency, packet, rewrite.source, self.now) {
+        match self.state.neighbours.hold(adjacency, packet, source, self.now) {
             Hold::Waiting => {
                 if let Some(address) = self.state.neighbours.address(adjacency) {
                     let port = self.state.neighbours.port(adjacency);

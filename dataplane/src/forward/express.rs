@@ -38,6 +38,7 @@ impl Forwarder {
     #[inline(always)]
     pub(super) fn express<T: Observer>(
         &self,
+        flows: &FlowTable<V4>,
         packet: &mut Packet,
         plain: &Express,
         now: Instant,
@@ -50,8 +51,8 @@ impl Forwarder {
         if !ingress.takes(view.link_destination()) {
             return None;
         }
-        let hit = self.v4.flows.find_packed(candidate, plain.key)?;
-        if !hit.is_settled(flow::Event::Other, now.into()) || hit.next_hop().generation != self.v4.generation
+        let hit = flows.find_packed(candidate, plain.key)?;
+        if !hit.is_settled(&flow::Event::Other, now.into()) || hit.next_hop().generation != self.v4.generation
         {
             return None;
         }
@@ -60,6 +61,9 @@ impl Forwarder {
         let ttl = if ingress.origin == Origin::Host { Ttl::Keep } else { Ttl::Decrement };
         if u32::from(plain.packet_len) > link.mtu || (ttl == Ttl::Decrement && view.ttl() <= 1) {
             return None;
+        }
+        if let Some((ack, end)) = view.tcp_numbers(plain.packet_len) {
+            flows.follow(hit.entry, ack, end);
         }
         let key = plain.key.unpack();
         observer.see(Event::Received {
@@ -72,7 +76,7 @@ impl Forwarder {
             protocol: key.protocol,
         });
         observer.see(Event::FlowHit { direction: hit.direction() });
-        self.v4.flows.count(hit.entry, u32::from(plain.packet_len));
+        flows.count(hit.entry, u32::from(plain.packet_len));
         hit.rewrite().apply_plain(&mut view, ttl);
         view.set_link(link.source, link.destination);
         let (link_source, link_destination) = (link.source, link.destination);

@@ -150,7 +150,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.core.deliver(packet, self.ports, self.out, self.observer);
     }
 
-    /// Packets that make no connection: ICMP that is no query is routed as it is; a fragment's ports are
+    /// Packets that make no connection: an ICMP error belongs to another's, or to none; a fragment's ports are
     /// not known, so it cannot be translated and is not let through untranslated; a TCP segment with impossible
     /// flags is invalid.
     #[cold]
@@ -172,6 +172,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
         if !verify_transport_checksum(&packet, headers) {
             return self.invalid(packet, headers, origin, Reason::TransportChecksum);
+        }
+        if headers.icmp == IcmpClass::Error {
+            return self.related(packet, headers, origin);
         }
         self.observer.see(Event::Untracked);
         self.send_as_it_is(packet, headers, origin);

@@ -6,6 +6,7 @@
 //! express.rs  the common case in one piece; everything else:
 //! look up ──hit──→ established.rs   state, route, rewrite, link header, out
 //!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
+//! ICMP errors → related.rs
 //! not IP, or not for Pollux → host.rs (NDP: ndp.rs);  what is refused with an error → host.rs
 //! ```
 //!
@@ -19,6 +20,7 @@ mod limit;
 mod ndp;
 mod new;
 pub mod observe;
+mod related;
 #[cfg(test)]
 mod tests;
 
@@ -241,18 +243,21 @@ impl Forwarder {
     ) {
         let mut classes: ArrayVec<Class, BURST> = ArrayVec::new();
         let forwards_v4 = self.tables.v4.is_some();
+        // A reference of the burst's own: that of `self` would be read again for every packet.
+        let flows = Arc::clone(&self.v4.flows);
+        let flows: &FlowTable<V4> = &flows;
         for packet in burst.iter_mut() {
             // What is plain goes from its reader straight to its place: a value that may be of several kinds is
             // put together field by field, which costs more than parsing.
             if let Some(plain) = Plain::read(packet).filter(|_| forwards_v4) {
-                classes.push(Class::Plain(Express::begin(&self.v4.flows, &plain)));
+                classes.push(Class::Plain(Express::begin(flows, &plain)));
             } else {
                 classes.push(self.classify(packet));
             }
         }
         for class in &mut classes {
             match class {
-                Class::Plain(plain) => plain.lookup.probe(&self.v4.flows),
+                Class::Plain(plain) => plain.lookup.probe(flows),
                 Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
                 Class::V6(_, lookup) => lookup.probe(&self.v6.flows),
                 Class::Foreign(_) | Class::Malformed(_) => {}
@@ -262,7 +267,7 @@ impl Forwarder {
         for class in &classes {
             let Some(mut packet) = packets.next() else { break };
             if let Class::Plain(plain) = class
-                && let Some(port) = self.express(&mut packet, plain, now, observer)
+                && let Some(port) = self.express(flows, &mut packet, plain, now, observer)
             {
                 out.send(port, packet);
             } else {

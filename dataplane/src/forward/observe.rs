@@ -59,11 +59,16 @@ pub enum Event {
         /// Whether it goes the way of the connection's first packet.
         direction: crate::flow::Direction,
     },
+    /// It is an ICMP error about a packet of a known connection (CT-02).
+    Related {
+        /// Whether it goes the way of the connection's first packet.
+        direction: crate::flow::Direction,
+    },
     /// It belongs to no connection that is known.
     FlowMiss,
     /// It can neither belong to one nor begin one.
     Invalid,
-    /// It is not tracked (ICMP errors and the like): routed as it is.
+    /// It is not tracked (neighbour discovery and the like): routed as it is.
     Untracked,
     /// A frontend matches (WK-01).
     Matched(FrontendId),

@@ -122,6 +122,12 @@ impl Delta {
         Delta::of_sums(address_sum::<A>(old), address_sum::<A>(new))
     }
 
+    /// The bytes under one sum change into those under another.
+    #[inline]
+    pub const fn between(old: Sum, new: Sum) -> Delta {
+        Delta::of_sums(old.0 as u64, new.0 as u64)
+    }
+
     /// The field of a complete checksum after the change (RFC 1624, equation 3).
     #[inline]
     pub fn apply(self, field: u16) -> u16 {

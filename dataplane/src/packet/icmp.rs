@@ -33,6 +33,9 @@ const V4_TYPE_MAX: u8 = 18;
 /// An ICMPv6 redirect (RFC 4861).
 const V6_REDIRECT: u8 = 137;
 
+/// An ICMP redirect (RFC 792).
+const V4_REDIRECT: u8 = 5;
+
 /// What an ICMP error says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorKind {
@@ -108,6 +111,13 @@ pub fn class<A: Family>(kind: u8) -> IcmpClass {
 pub fn is_left_alone<A: Family>(headers: &Headers<A>) -> bool {
     let icmp_type = (headers.destination_port >> 8) as u8;
     A::VERSION == 6 && matches!(icmp_type, 130..=136 | 139 | 140 | 143)
+}
+
+/// Whether the message names a better way to its receiver. Of ICMPv6 none is an error (RFC 4861).
+pub fn is_redirect<A: Family>(headers: &Headers<A>) -> bool {
+    A::VERSION == 4
+        && headers.icmp == IcmpClass::Error
+        && (headers.destination_port >> 8) as u8 == V4_REDIRECT
 }
 
 /// The ICMP error of `kind` about the packet `offending`, from `source` to the packet's source. Nothing

@@ -8,7 +8,7 @@
 use super::ethernet::{self, Ethernet};
 use super::ip::{self, FragmentHeader, Ipv4, Ipv6, V4_LEN, V6_LEN};
 use super::transport::{SCTP_LEN, TCP_LEN, Tcp, TcpFlags, UDP_LEN};
-use super::{Family, Packet, Protocol, V4, V6, icmp};
+use super::{Address, Family, Packet, Protocol, V4, V6, icmp};
 use crate::stats::Reason;
 
 /// What a frame carries.
@@ -304,6 +304,56 @@ impl Walk {
             }
         }
         Err(Reason::Ipv6Extensions)
+    }
+}
+
+/// The network header of a packet that is quoted in another, as far as it is needed to know the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Quoted<A: Family> {
+    /// Source address.
+    pub(crate) source: A::Addr,
+    /// Destination address.
+    pub(crate) destination: A::Addr,
+    /// The transport protocol, behind all extension headers.
+    pub(crate) protocol: Protocol,
+    /// Where the transport header starts, in bytes from the network header's start.
+    pub(crate) l4: usize,
+    /// How long the packet says that it is, network header included. Nothing checks it: most of it is not there.
+    pub(crate) len: usize,
+    /// Whether it is a fragment.
+    pub(crate) fragment: FragmentKind,
+}
+
+/// Reads the network header that `bytes` begins with. Unlike a received packet's, its lengths and its checksum
+/// are not judged: routers on the way have changed what they quote, and little of it is there. Nothing when it is
+/// of another version, or the header itself does not fit.
+pub(crate) fn quoted<A: Family>(bytes: &[u8]) -> Option<Quoted<A>> {
+    if A::VERSION == 4 {
+        let ip = Ipv4::new_checked(bytes)?;
+        let l4 = ip.header_len();
+        let word = ip.fragment_word();
+        (ip.version() == 4 && (V4_LEN..=bytes.len()).contains(&l4)).then(|| Quoted {
+            source: A::Addr::from_bits(ip.source().to_bits().into()),
+            destination: A::Addr::from_bits(ip.destination().to_bits().into()),
+            protocol: ip.protocol(),
+            l4,
+            len: ip.total_len(),
+            fragment: fragment_kind(word & ip::FRAGMENT_OFFSET, word & ip::MORE_FRAGMENTS),
+        })
+    } else {
+        let ip = Ipv6::new_checked(bytes).filter(|ip| ip.version() == 6)?;
+        let mut walk = Walk { protocol: ip.next_header(), l4: V6_LEN, fragment: FragmentKind::Whole };
+        if is_extension(walk.protocol) {
+            walk.run(bytes).ok()?;
+        }
+        Some(Quoted {
+            source: A::Addr::from_bits(ip.source().to_bits()),
+            destination: A::Addr::from_bits(ip.destination().to_bits()),
+            protocol: walk.protocol,
+            l4: walk.l4,
+            len: V6_LEN + ip.payload_len(),
+            fragment: walk.fragment,
+        })
     }
 }
 

@@ -12,26 +12,26 @@ use crate::packet::testing::Parse;
 use crate::packet::{Ethernet, V6};
 use crate::route::{Interface, Interfaces, NextHop, RouteKind, own_routes};
 
-const UPLINK: PortId = PortId(0);
-const CALI_A: PortId = PortId(1);
-const CALI_B: PortId = PortId(2);
-const STACK: PortId = PortId(3);
+pub(super) const UPLINK: PortId = PortId(0);
+pub(super) const CALI_A: PortId = PortId(1);
+pub(super) const CALI_B: PortId = PortId(2);
+pub(super) const STACK: PortId = PortId(3);
 
 const ROUTER: LinkAddr = LinkAddr([2, 0, 0, 0, 0, 0x11]);
 const POD_A: LinkAddr = LinkAddr([2, 0, 0, 0, 0, 0xa]);
 const POD_B: LinkAddr = LinkAddr([2, 0, 0, 0, 0, 0xb]);
 
 /// The node's address, and a client's outside.
-const NODE: &str = "2001:db8:1::50";
-const CLIENT: &str = "[2001:db8:9::9]:40000";
+pub(super) const NODE: &str = "2001:db8:1::50";
+pub(super) const CLIENT: &str = "[2001:db8:9::9]:40000";
 /// The pods'.
-const A: &str = "[fd00::a]:40000";
-const B: &str = "[fd00::b]:8080";
+pub(super) const A: &str = "[fd00::a]:40000";
+pub(super) const B: &str = "[fd00::b]:8080";
 /// Every port's link-local address on a pod's link.
 const GATEWAY_OF_PODS: &str = "fe80::ecee:eeff:feee:eeee";
-const WEB: &str = "[fd96::10]:80";
+pub(super) const WEB: &str = "[fd96::10]:80";
 
-fn v6(text: &str) -> Ipv6Addr {
+pub(super) fn v6(text: &str) -> Ipv6Addr {
     text.parse().unwrap()
 }
 
@@ -110,7 +110,7 @@ fn services6() -> Services<V6> {
 }
 
 /// The node, knowing nobody.
-fn node() -> Node {
+pub(super) fn node() -> Node {
     let settings = Settings {
         connections: 4096,
         timeouts: Timeouts::default(),
@@ -125,7 +125,7 @@ fn node() -> Node {
 }
 
 /// The node, knowing its pods and its router.
-fn settled() -> Node {
+pub(super) fn settled() -> Node {
     let mut node = node();
     let now = node.now;
     for (port, address, link) in
@@ -138,7 +138,7 @@ fn settled() -> Node {
 
 /// What packets carry here.
 #[derive(Clone, Copy)]
-enum Carries {
+pub(super) enum Carries {
     Syn,
     SynAck,
     Udp,
@@ -148,7 +148,7 @@ enum Carries {
 }
 
 /// An IPv6 packet.
-fn packet6(carries: Carries, source: &str, destination: &str, hop_limit: u8) -> Vec<u8> {
+pub(super) fn packet6(carries: Carries, source: &str, destination: &str, hop_limit: u8) -> Vec<u8> {
     let [from, to] = [source, destination].map(|end| end.parse::<SocketAddrV6>().unwrap());
     let ip = PacketBuilder::ipv6(from.ip().octets(), to.ip().octets(), hop_limit);
     let (payload, mut bytes) = (b"pollux", Vec::new());
@@ -179,7 +179,7 @@ fn framed(source: LinkAddr, destination: LinkAddr, ip: &[u8]) -> Vec<u8> {
 }
 
 /// A frame of the peer behind a port, to the port.
-fn arriving(port: PortId, ip: &[u8]) -> Vec<u8> {
+pub(super) fn arriving(port: PortId, ip: &[u8]) -> Vec<u8> {
     let (peer, own) = match port {
         UPLINK => (ROUTER, NODE_LINK),
         CALI_A => (POD_A, CALI_LINK),
@@ -190,7 +190,7 @@ fn arriving(port: PortId, ip: &[u8]) -> Vec<u8> {
 }
 
 /// A frame of a port to the peer behind it.
-fn leaving(port: PortId, ip: &[u8]) -> Out {
+pub(super) fn leaving(port: PortId, ip: &[u8]) -> Out {
     let (own, peer) = match port {
         UPLINK => (NODE_LINK, ROUTER),
         CALI_A => (CALI_LINK, POD_A),

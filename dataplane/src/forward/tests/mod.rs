@@ -9,6 +9,7 @@ mod hygiene;
 mod ipv6;
 mod laws;
 mod neighbours;
+mod related;
 mod source_ports;
 mod walks;
 mod wire;
