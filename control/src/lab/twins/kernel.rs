@@ -40,11 +40,11 @@ const SETTINGS: [(&str, &str); 12] = [
 
 /// The kernel's node, forwarding under a scenario's rules.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(in crate::lab) struct Kernel {
     netns: Netns,
     family: Family,
     /// What loaded the rules.
-    pub(super) loader: &'static str,
+    pub(in crate::lab) loader: &'static str,
 }
 
 impl Kernel {
@@ -52,7 +52,7 @@ impl Kernel {
     ///
     /// # Errors
     /// What the kernel, iptables or the machine refuses.
-    pub(super) fn start(netns: &Netns, scenario: &Scenario) -> Result<Kernel, Failure> {
+    pub(in crate::lab) fn start(netns: &Netns, scenario: &Scenario) -> Result<Kernel, Failure> {
         // Asked for first: a comparison without it would end half done.
         find_conntrack().map_err(Failure::environment)?;
         prepare(netns, &nfacct::names(&scenario.rules)).map_err(Failure::environment)?;
@@ -73,7 +73,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When `conntrack` fails.
-    pub(super) fn connections(&self) -> Result<BTreeMap<Tuple, Tuple>, Error> {
+    pub(in crate::lab) fn connections(&self) -> Result<BTreeMap<Tuple, Tuple>, Error> {
         let family = match self.family {
             Family::IPv4 => "ipv4",
             Family::IPv6 => "ipv6",
