@@ -62,8 +62,8 @@ impl Forwarder {
         if u32::from(plain.packet_len) > link.mtu || (ttl == Ttl::Decrement && view.ttl() <= 1) {
             return None;
         }
-        if let Some((ack, end)) = view.tcp_numbers(plain.packet_len) {
-            flows.follow(hit.entry, ack, end);
+        if let Some(numbers) = view.tcp_numbers(plain.packet_len) {
+            flows.follow(&hit, numbers);
         }
         let key = plain.key.unpack();
         observer.see(Event::Received {

@@ -128,17 +128,17 @@ impl<'a> View<'a> {
         Protocol(self.bytes[L3 + ip::field::V4_PROTOCOL])
     }
 
-    /// Of a TCP segment: its acknowledgement number, and the sequence number behind its data. `packet_len` is the
-    /// length of the IP packet in bytes.
+    /// Of a TCP segment: the sequence number behind its data, in the upper half, and its acknowledgement number.
+    /// `packet_len` is the length of the IP packet in bytes.
     #[inline(always)]
-    pub(crate) fn tcp_numbers(&self, packet_len: u16) -> Option<(u32, u32)> {
+    pub(crate) fn tcp_numbers(&self, packet_len: u16) -> Option<u64> {
         if self.protocol() != Protocol::TCP {
             return None;
         }
         let numbers = u64::from_be_bytes(field(self.bytes, L4 + 4));
-        let headers = V4_LEN as u32 + u32::from(self.bytes[L4 + 12] >> 4) * 4;
-        let data = u32::from(packet_len).wrapping_sub(headers);
-        Some((numbers as u32, ((numbers >> 32) as u32).wrapping_add(data)))
+        let header_len = u64::from(self.bytes[L4 + 12] >> 4) * 4;
+        let data = u64::from(packet_len).wrapping_sub(V4_LEN as u64 + header_len);
+        Some(numbers.wrapping_add(data << 32))
     }
 
     /// Time to live.
