@@ -1,6 +1,8 @@
 //! `pollux conntrack`: the connections of a running forwarder, with the options and in the words of
 //! conntrack(8).
 
+mod differences;
+mod docs;
 mod format;
 
 use std::io::{self, BufWriter, Write};
@@ -95,6 +97,9 @@ enum Command {
         #[command(flatten)]
         admin: Admin,
     },
+    /// Print the page docs/conntrack.md from the code.
+    #[command(hide = true)]
+    Docs,
     /// Show counters, those that conntrack(8) has under its names.
     Stats {
         /// Show instead the addresses and backends between which most source ports are in use; so many.
@@ -282,6 +287,10 @@ pub(super) fn run(args: Args) -> Result<Exit, Failure> {
             } else {
                 println!("{count}");
             }
+            Ok(Exit::Done)
+        }
+        Command::Docs => {
+            io::stdout().lock().write_all(docs::page().as_bytes())?;
             Ok(Exit::Done)
         }
         Command::Events { filter, details, event_mask, count, timeout, admin } => {
