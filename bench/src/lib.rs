@@ -3,6 +3,7 @@
 #[cfg(feature = "control")]
 pub mod cluster;
 pub mod instructions;
+pub mod internet;
 pub mod node;
 pub mod pipeline;
 #[cfg(feature = "control")]

@@ -123,7 +123,7 @@ fn tables() -> Tables {
         ports: Arc::new(ports()),
         v4: Some(FamilyTables {
             services: services.build(),
-            routing: Arc::new(Routing { fib: Fib::build(routes), interfaces }),
+            routing: Arc::new(Routing { fib: Fib::build(routes), interfaces: Arc::new(interfaces) }),
             ..FamilyTables::default()
         }),
         ..Tables::default()

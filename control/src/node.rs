@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pollux_dataplane::packet::{Address, Family, LinkAddr, PortId, Prefix, V4, V6};
 use pollux_dataplane::route::{
-    Fib, Interface, InterfaceAddress, Interfaces, NextHop, Route, RouteKind, own_routes,
+    Fib, Interface, InterfaceAddress, Interfaces, Multipath, NextHop, Route, RouteKind, own_routes,
 };
 use pollux_dataplane::tables::{
     self, Detected, Foreign, MasqueradePorts, MasqueradeRule, PortInfo, Ports, ProxyArp, Role, Routing,
@@ -152,7 +152,7 @@ fn family_view<A: Family>(config: &NodeConfig, ports: &Ports, findings: &mut Fin
         routes.extend(listed.iter().filter_map(|route| configured_route(route, ports, findings)));
     }
     FamilyView {
-        routing: Arc::new(Routing { fib: Fib::build(routes), interfaces }),
+        routing: Arc::new(Routing { fib: Fib::build(routes), interfaces: Arc::new(interfaces) }),
         masquerade: masquerade_rules(config, ports),
     }
 }
@@ -201,12 +201,7 @@ fn configured_route<A: Family>(
                 // An interface that is no port: the host's kernel routes on.
                 None => RouteKind::Host,
             },
-            hops => {
-                let to = route.to;
-                findings
-                    .error_in(&format!("route {to}"), format!("{} nextHops: one is supported", hops.len()));
-                return None;
-            }
+            hops => several_ways(route.to, hops, ports, findings)?,
         },
     };
     Some(Route {
@@ -214,8 +209,32 @@ fn configured_route<A: Family>(
         metric: route.metric,
         kind,
         preferred_source: route.source.and_then(A::Addr::from_ip),
-        link_down: route.next_hops.iter().any(|hop| hop.link == node::LinkState::Down),
+        link_down: !route.next_hops.is_empty()
+            && route.next_hops.iter().all(|hop| hop.link == node::LinkState::Down),
     })
+}
+
+/// The ways of a route that has several (RT-01). When one leads out of an interface that is no port, all packets
+/// are the host's kernel's to route on.
+fn several_ways<A: Family>(
+    to: IpPrefix,
+    hops: &[node::NextHopConfig],
+    ports: &Ports,
+    findings: &mut Findings,
+) -> Option<RouteKind<A>> {
+    let mut ways = Vec::with_capacity(hops.len());
+    for hop in hops {
+        let Some(port) = ports.by_name(&hop.dev) else {
+            if hops.iter().any(|hop| ports.by_name(&hop.dev).is_some()) {
+                let dev = &hop.dev;
+                findings.warn(format!("route {to}: {dev} is no port, so the host routes all its packets"));
+            }
+            return Some(RouteKind::Host);
+        };
+        let gateway = hop.via.and_then(A::Addr::from_ip);
+        ways.push((NextHop { port, gateway, onlink: hop.onlink == node::OnLink::Yes }, hop.weight));
+    }
+    Multipath::new(ways).map(|ways| RouteKind::Multipath(Arc::new(ways)))
 }
 
 fn configured_neighbours(config: &NodeConfig, ports: &Ports) -> Vec<KnownNeighbour> {

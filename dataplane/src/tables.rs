@@ -68,12 +68,12 @@ pub struct Routing<A: Family> {
     /// Longest prefix match.
     pub fib: Fib<A>,
     /// Interfaces and their addresses, in the order of their creation.
-    pub interfaces: Interfaces<A>,
+    pub interfaces: Arc<Interfaces<A>>,
 }
 
 impl<A: Family> Default for Routing<A> {
     fn default() -> Self {
-        Routing { fib: Fib::build(Vec::new()), interfaces: Interfaces::default() }
+        Routing { fib: Fib::default(), interfaces: Arc::default() }
     }
 }
 

@@ -20,6 +20,7 @@ mod machine;
 mod pair;
 mod ports;
 pub mod protocol;
+mod routes;
 mod shared;
 mod stale;
 mod tracking;

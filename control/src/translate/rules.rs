@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pollux_dataplane::packet::{Family, Prefix, Protocol};
 use pollux_dataplane::service::{
-    Affinity, Backend, BackendSet, Builder, FilterRule, Frontend, FrontendAddress, FrontendKey, FrontendKind, Path,
+    Affinity, Backend, BackendSet, Builder, FilterRule, Frontend, FrontendAddress, FrontendKey, FrontendKind,
+    Path,
 };
 
 use super::Input;

@@ -178,5 +178,8 @@ fn family_view<A: Family>(input: &Input<'_>, uplink: &str) -> FamilyView<A> {
         preferred_source: None,
         link_down: false,
     });
-    FamilyView { routing: Arc::new(Routing { fib: Fib::build(routes), interfaces }), masquerade: Vec::new() }
+    FamilyView {
+        routing: Arc::new(Routing { fib: Fib::build(routes), interfaces: Arc::new(interfaces) }),
+        masquerade: Vec::new(),
+    }
 }

@@ -6,12 +6,12 @@ use super::host::Wire;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
 use super::{Output, Pass};
-use crate::flow::{self, Class, Direction, Hit, NextHopRef, Touch};
+use crate::flow::{self, Class, Direction, FlowKey, Hit, NextHopRef, Touch};
 use crate::nat::{self, Rewrite};
 use crate::packet::ethernet;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
-use crate::packet::{Address, Family, Packet};
+use crate::packet::{Address, Family, Packet, Protocol};
 use crate::route::{AdjacencyId, Hold, Link};
 use crate::service::{Mark, Origin};
 use crate::stats::Reason;
@@ -26,13 +26,13 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// What a flow entry keeps of the way.
-    pub(super) fn reference(self, generation: u32) -> NextHopRef {
+    /// What a flow entry keeps of the way, found under its destination's `stamp`.
+    pub(super) fn reference(self, stamp: u32) -> NextHopRef {
         let index = match self {
             Way::Port(AdjacencyId(number)) => number,
             Way::Host => u32::MAX,
         };
-        NextHopRef { index, generation }
+        NextHopRef { index, generation: stamp }
     }
 
     /// The way that a flow entry keeps.
@@ -46,6 +46,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// A packet whose key is in the table.
     #[inline]
     pub(super) fn established(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
+        if !self.way_stands(hit) && self.has_moved(hit) {
+            return self.new_connection(packet, headers, origin);
+        }
         let event = flow::Event::of(&packet, headers);
         if !self.state.flows.pass(hit, &event, self.now.into()) {
             match self.state.flows.touch(hit, &event, self.now.into()) {
@@ -88,19 +91,70 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Where the entry says that its packets go.
     #[inline]
     pub(super) fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        if hit.next_hop().generation == self.state.generation {
-            Ok(Way::of(hit.next_hop()))
-        } else {
-            self.reroute(hit)
-        }
+        if self.way_stands(hit) { Ok(Way::of(hit.next_hop())) } else { self.reroute(hit) }
     }
 
-    /// Routing has changed since the entry's next hop was found, or it was never looked for.
+    /// Whether no route has changed under the entry's destination since its next hop was found (RT-05).
+    #[inline]
+    fn way_stands(&self, hit: &Hit<A>) -> bool {
+        hit.next_hop().generation == self.state.stamps.of::<A>(hit.rewrite().destination)
+    }
+
+    /// Routes have changed there, or the entry's next hop was never looked for.
     #[cold]
     pub(super) fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        let way = self.route(hit.rewrite().destination)?;
-        self.state.flows.set_next_hop(hit.entry, way.reference(self.state.generation));
+        let flow = self.routed(hit);
+        let way = self.route(&flow)?;
+        let stamp = self.state.stamps.of::<A>(flow.destination);
+        self.state.flows.set_next_hop(hit.entry, way.reference(stamp));
         Ok(way)
+    }
+
+    /// CT-13: whether a masqueraded connection leaves by another interface now than the one whose address it
+    /// has. It is over then, and the packet in hand begins a new one. (The kernel drops that packet; the next
+    /// one begins.) Asked in the original direction only, as there.
+    #[cold]
+    fn has_moved(&mut self, hit: &Hit<A>) -> bool {
+        let (rewrite, flow) = (hit.rewrite(), self.routed(hit));
+        if hit.direction() == Direction::Reply || rewrite.source == flow.source {
+            return false;
+        }
+        // A route that refuses does not move it: the packet is refused, the connection stays.
+        let Ok(way) = self.route(&flow) else { return false };
+        let next_hop = self.next_hop(way);
+        let out = next_hop.map(|(port, _)| port);
+        let moved = match Way::of(hit.next_hop()) {
+            Way::Host => out.is_some(),
+            Way::Port(old) if self.state.neighbours.is_current(old) => {
+                out != Some(self.state.neighbours.port(old))
+            }
+            // Its port is not known any more: the address tells.
+            Way::Port(_) => {
+                let neighbour = next_hop.map_or(rewrite.destination, |(_, address)| address);
+                let interfaces = &self.tables.routing.interfaces;
+                interfaces.masquerade_source(out, neighbour, rewrite.destination) != Some(rewrite.source)
+            }
+        };
+        moved && self.state.flows.remove(hit.entry)
+    }
+
+    /// A packet of the entry as routing sees it: its destination is translated, its source is not.
+    fn routed(&self, hit: &Hit<A>) -> FlowKey<A> {
+        let rewrite = hit.rewrite();
+        let out = FlowKey {
+            source: rewrite.source,
+            destination: rewrite.destination,
+            source_port: rewrite.source_port,
+            destination_port: rewrite.destination_port,
+            protocol: Protocol::default(),
+        };
+        match self.state.flows.get(hit.entry, self.now.into()) {
+            Some(flow) => {
+                let key = if hit.direction() == Direction::Original { flow.original } else { flow.reply };
+                FlowKey { source: key.source, source_port: key.source_port, protocol: key.protocol, ..out }
+            }
+            None => out, // it has just ended
+        }
     }
 
     /// The stages that a packet of a connection without a reply passes again: those of [`Pass::decide`] but

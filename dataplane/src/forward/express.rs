@@ -52,8 +52,8 @@ impl Forwarder {
             return None;
         }
         let hit = flows.find_packed(candidate, plain.key)?;
-        if !hit.is_settled(&flow::Event::Other, now.into()) || hit.next_hop().generation != self.v4.generation
-        {
+        let stamp = self.v4.stamps.of::<V4>(hit.rewrite().destination);
+        if !hit.is_settled(&flow::Event::Other, now.into()) || hit.next_hop().generation != stamp {
             return None;
         }
         let Way::Port(adjacency) = Way::of(hit.next_hop()) else { return None };

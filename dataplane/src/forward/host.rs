@@ -8,7 +8,7 @@ use super::established::Way;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
 use super::{Core, Forwarder, Output, Pass, limit};
-use crate::flow::Direction;
+use crate::flow::{Direction, FlowKey};
 use crate::nat::Rewrite;
 use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::ethernet::{self, Ethernet};
@@ -182,7 +182,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Routes a packet without translating it.
     pub(super) fn send_as_it_is(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
-        match self.route_new(headers.destination, origin) {
+        match self.route_new(&super::key(headers), origin) {
             Ok(Way::Host) if origin == Origin::Host => self.drop(packet, Reason::NotForPollux),
             Ok(Way::Host) => self.deliver(packet),
             Ok(Way::Port(adjacency)) => {
@@ -232,7 +232,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 let neighbour = self.state.neighbours.get_or_create(packet.port, to, self.now);
                 neighbour.map(Way::Port).map_err(Refusal::from)
             }
-            None => self.route(to),
+            None => self.route(&FlowKey {
+                source,
+                destination: to,
+                source_port: 0,
+                destination_port: 0,
+                protocol: A::ICMP,
+            }),
         };
         match way {
             Ok(Way::Host) => self.deliver(error),

@@ -20,6 +20,7 @@ mod limit;
 mod ndp;
 mod new;
 pub mod observe;
+mod orphans;
 mod related;
 #[cfg(test)]
 mod tests;
@@ -38,7 +39,7 @@ use crate::packet::parse::{Headers, Parsed, parse};
 use crate::packet::plain::Plain;
 use crate::packet::{Address, BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
-use crate::route::{NeighbourEvent, Neighbours};
+use crate::route::{Changed, NeighbourEvent, Neighbours, Stamps};
 use crate::service::{Clients, Origin, Services};
 use crate::stats::{Reason, Stats};
 use crate::tables::{FamilyTables, Masquerade, Ports, Tables};
@@ -49,6 +50,7 @@ use host::{Wire, pass_on};
 pub use limit::ErrorRate;
 use limit::Limiter;
 pub use observe::{Event, Nobody, Observer};
+use orphans::Orphans;
 
 /// Where the forwarder puts frames that are ready to leave.
 pub trait Output {
@@ -87,8 +89,10 @@ struct State<A: Family> {
     flows: Arc<FlowTable<A>>,
     clients: Clients<A>,
     neighbours: Neighbours<A>,
-    /// Counts changes of routing: a flow whose next hop was found under another number looks again.
-    generation: u32,
+    /// Changes of routing: a flow whose next hop was found under another stamp of its destination looks again.
+    stamps: Stamps,
+    /// Masqueraded connections that an interface's end is to take along.
+    orphans: Orphans<A>,
     /// Whether neighbours' events are being worked off: what that gives rise to is left to the same loop.
     working_off: bool,
 }
@@ -289,6 +293,8 @@ impl Forwarder {
         self.ticked = now;
         self.v4.flows.expire(now.into(), self.v4.flows.expire_budget(since).max(EXPIRY_SLICE));
         self.v6.flows.expire(now.into(), self.v6.flows.expire_budget(since).max(EXPIRY_SLICE));
+        self.v4.end_orphans(self.tables.v4.as_ref(), now);
+        self.v6.end_orphans(self.tables.v6.as_ref(), now);
         self.v4.clients.expire(now, AFFINITY_SLICE);
         self.v6.clients.expire(now, AFFINITY_SLICE);
         match self.pass_v4(now, out, observer) {
@@ -416,19 +422,28 @@ impl<A: Family> State<A> {
             )?),
             clients: Clients::new(settings.clients),
             neighbours: Neighbours::default(),
-            generation: 1,
+            stamps: Stamps::default(),
+            orphans: Orphans::default(),
             working_off: false,
         })
     }
 
     fn routing_changed(&mut self, ports: bool, old: Option<&FamilyTables<A>>, new: Option<&FamilyTables<A>>) {
-        let same = match (old, new) {
-            (Some(old), Some(new)) => Arc::ptr_eq(&old.routing, &new.routing),
-            (None, None) => true,
-            _ => false,
-        };
-        if ports || !same {
-            self.generation = self.generation.wrapping_add(1).max(1); // 0 stands for "never looked"
+        match (old, new) {
+            (None, None) => {}
+            (Some(old), Some(new)) if Arc::ptr_eq(&old.routing, &new.routing) && !ports => {}
+            (Some(old), Some(new)) => {
+                match new.routing.fib.changed_since(&old.routing.fib) {
+                    _ if ports => self.stamps.renew_all(),
+                    Changed::Nothing => {}
+                    Changed::Prefixes(prefixes) => {
+                        prefixes.iter().for_each(|prefix| self.stamps.renew(*prefix))
+                    }
+                    Changed::Everything => self.stamps.renew_all(),
+                }
+                self.orphans.interfaces_changed(&old.routing.interfaces, &new.routing.interfaces);
+            }
+            _ => self.stamps.renew_all(),
         }
     }
 

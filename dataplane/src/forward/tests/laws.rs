@@ -129,7 +129,8 @@ impl Choice {
             RouteKind::Prohibit,
             RouteKind::Broadcast,
             RouteKind::Multicast,
-        ][self.kind];
+        ][self.kind]
+            .clone();
         cluster.routes.push(route("10.151.49.8/32", kind));
         cluster.ports.truncate(self.ports);
         let off = self.off;

@@ -10,6 +10,7 @@ mod ipv6;
 mod laws;
 mod neighbours;
 mod related;
+mod routing;
 mod source_ports;
 mod walks;
 mod wire;
@@ -182,7 +183,10 @@ impl Cluster {
             ports: Arc::new(Ports::new(self.ports.clone())),
             v4: Some(FamilyTables {
                 services: self.services(),
-                routing: Arc::new(Routing { fib: Fib::build(self.routes), interfaces: seed_interfaces() }),
+                routing: Arc::new(Routing {
+                    fib: Fib::build(self.routes),
+                    interfaces: Arc::new(seed_interfaces()),
+                }),
                 ..self.family
             }),
             v6: None,
