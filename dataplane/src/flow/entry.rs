@@ -28,7 +28,7 @@ use crate::nat::rewrite::Changes;
 use crate::packet::checksum::Delta;
 use crate::packet::family::{Address, Family};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicU64, fence};
+use crate::sync::{AtomicU64, fence, overwrite64};
 
 /// Words that a line view shows: an entry, and for IPv4 the one behind it.
 const VIEW: usize = 16;
@@ -162,6 +162,7 @@ impl<A: Family> Entries<A> {
             let ports = view[Self::PORTS].load(Relaxed);
             let next_hop = view[Self::NEXT_HOP].load(Relaxed);
             let last_use = view[USE].load(Relaxed);
+            let seen = view[SEEN].load(Relaxed);
             // Pairs with the fence of `write` and `give_up`: whoever saw a word that they stored sees their
             // version here.
             fence(Acquire);
@@ -171,7 +172,7 @@ impl<A: Family> Entries<A> {
             let hit = Hit {
                 entry: EntryRef { index, version: (before >> 32) as u32 },
                 mark: before as u32,
-                words: HitWords { addresses, ports, next_hop, flags: key[Self::KEY_WORDS - 1] & FLAGS },
+                words: HitWords { addresses, ports, next_hop, seen, flags: key[Self::KEY_WORDS - 1] & FLAGS },
                 fresh_until: last_use as u32,
                 family: PhantomData,
             };
@@ -204,8 +205,8 @@ impl<A: Family> Entries<A> {
             view[Self::ADDRESSES + word].store(*value, Relaxed);
         }
         view[Self::PORTS].store(ports, Relaxed);
-        view[Self::NEXT_HOP].store(content.next_hop.word(), Relaxed);
-        view[USE].store(last_use, Relaxed);
+        overwrite64(&view[Self::NEXT_HOP], content.next_hop.word(), Relaxed);
+        overwrite64(&view[USE], last_use, Relaxed);
         view[SEEN].store(seen, Relaxed);
         view[VERSION].store(u64::from(version) << 32 | u64::from(content.mark), Release);
         version
@@ -221,13 +222,10 @@ impl<A: Family> Entries<A> {
         fence(Release);
     }
 
-    /// Replaces the next hop, if the entry's life is still `version`.
+    /// Replaces the next hop, if the entry's life is still `version`. The caller holds the table's lock.
     pub(super) fn set_next_hop(&self, index: u32, version: u32, next_hop: NextHopRef) {
-        let word = &self.view(index)[Self::NEXT_HOP];
-        let old = word.load(Acquire);
         if self.version(index) == version {
-            // Fails only when another worker has just set it.
-            let _ = word.compare_exchange(old, next_hop.word(), Relaxed, Relaxed);
+            self.view(index)[Self::NEXT_HOP].store(next_hop.word(), Relaxed);
         }
     }
 

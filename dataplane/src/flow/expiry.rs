@@ -9,7 +9,7 @@ use super::table::{End, FlowTable, Writer};
 use super::types::{EntryRef, Tick};
 use crate::packet::family::Family;
 use crate::sync::Ordering::{Relaxed, Release};
-use crate::sync::TryLockError;
+use crate::sync::{TryLockError, overwrite32, overwrite64};
 
 /// Every deadline is looked at so often when [`FlowTable::expire`] gets the budget it asks for.
 const EXPIRY_ROUND: Duration = Duration::from_millis(500);
@@ -174,8 +174,8 @@ impl<A: Family> FlowTable<A> {
     pub(super) fn give_up(&self, writer: &mut Writer, connection: u32) {
         self.entries.give_up(connection * 2);
         self.entries.give_up(connection * 2 + 1);
-        self.states[connection as usize].store(0, Relaxed);
-        self.deadlines[connection as usize].store(0, Release);
+        overwrite64(&self.states[connection as usize], 0, Relaxed);
+        overwrite32(&self.deadlines[connection as usize], 0, Release);
         self.entries.link(connection * 2).store(u64::from(writer.free), Relaxed);
         writer.free = connection + 1;
     }

@@ -184,6 +184,21 @@ pub(super) fn begin(state: State, event: &Event<'_>, windows: Option<&mut Window
     }
 }
 
+/// The timeout that the first packet starts.
+pub(super) fn first_timeout(
+    status: Status,
+    memory: &Memory,
+    (sysctls, timeouts): (&Sysctls, &Timeouts),
+) -> Timeout {
+    match status.state() {
+        State::Tcp(state) => {
+            let waits = segment::is_unacknowledged(status, memory);
+            segment::timeout(status, state, waits, sysctls, timeouts)
+        }
+        state => state.timeout(),
+    }
+}
+
 /// The shared state as stored: the state's code and what was seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Status(pub(super) u32);
@@ -277,14 +292,6 @@ impl Status {
 
     pub(super) fn provisional(self, early: bool) -> Status {
         self.put(Self::PROVISIONAL, early)
-    }
-
-    /// The timeout that the first packet starts.
-    pub(super) fn first_timeout(self) -> Timeout {
-        match self.state() {
-            State::Tcp(TcpState::Established) => Timeout::TcpUnack,
-            state => state.timeout(),
-        }
     }
 
     /// Whether `next` is another state to who looks at connections from outside.

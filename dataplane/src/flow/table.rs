@@ -40,7 +40,9 @@ use super::window::{WindowArray, Windows};
 use crate::memory::Array;
 use crate::packet::family::{Family, V4};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, PoisonError};
+use crate::sync::{
+    AtomicU32, AtomicU64, Mutex, MutexGuard, PoisonError, TryLockError, overwrite32, overwrite64,
+};
 
 /// The most connections of a table: a reference to an entry has 31 bits.
 pub const MAX_CONNECTIONS: usize = 1 << 30;
@@ -292,9 +294,14 @@ impl<A: Family> FlowTable<A> {
         self.end(entry, End::Removed)
     }
 
-    /// Replaces the next hop of one direction in place. Nothing happens when the connection is gone.
+    /// Replaces the next hop of one direction in place. Nothing happens when the connection is gone, nor while
+    /// another worker is writing: the direction's next packet finds the way anew then. Under the lock, since the
+    /// next connection of the slot may well go the same old way, so that comparing the word would tell nothing.
     pub fn set_next_hop(&self, entry: EntryRef, next_hop: NextHopRef) {
-        self.entries.set_next_hop(entry.index, entry.version, next_hop);
+        let lock = self.writer.try_lock();
+        if !matches!(lock, Err(TryLockError::WouldBlock)) {
+            self.entries.set_next_hop(entry.index, entry.version, next_hop);
+        }
     }
 
     #[inline]
@@ -369,17 +376,31 @@ impl<A: Family> FlowTable<A> {
             memory.notes[0] = now.0;
         }
         let uses = memory.notes.map(|note| u64::from(note) << 32 | u64::from(now.0));
-        let timeout = self.timeouts.millis(status.first_timeout());
-        self.deadlines[connection as usize].store(now.plus(timeout).max(1), Release);
+        let timeout = self.timeouts.millis(self.first_timeout(status, &memory));
+        overwrite32(&self.deadlines[connection as usize], now.plus(timeout).max(1), Release);
         if let Some(accounting) = &self.accounting {
             accounting.clear(connection);
         }
         // Before the entries live: who finds one finds its state.
         let word = u64::from(self.entries.next_version(index)) << 32 | u64::from(status.0);
-        self.states[connection as usize].store(word, Release);
+        overwrite64(&self.states[connection as usize], word, Release);
         self.entries.write(index + 1, &reply, uses[1], memory.words[1]);
         let version = self.entries.write(index, &original, uses[0], memory.words[0]);
         EntryRef { index, version }
+    }
+}
+
+/// What the model tests ask, to make keys that meet in the index.
+#[cfg(feature = "model")]
+impl<A: Family> FlowTable<A> {
+    /// The home bucket of a key, its other bucket, and its signature.
+    pub fn places(&self, key: &FlowKey<A>) -> ([u32; 2], u16) {
+        self.index.places(self.hash(key))
+    }
+
+    /// Whether the entry, which has this key, is in its home bucket.
+    pub fn is_at_home(&self, entry: EntryRef, key: &FlowKey<A>) -> bool {
+        self.index.is_at_home(self.hash(key), entry.index)
     }
 }
 

@@ -5,12 +5,13 @@ use super::entry::{SEEN, USE};
 use super::events::EventKind;
 use super::key::Direction;
 use super::segment::{Memory, Seen, is_unacknowledged};
-use super::state::{Effect, Event, STREAM_AFTER, State, Status, step};
+use super::state::{Effect, Event, STREAM_AFTER, State, Status, first_timeout, step};
 use super::table::{End, FlowTable};
 use super::timeout::Timeout;
 use super::types::{Class, EntryRef, Hit, SETTLED_MILLIS, Tick, Touch};
 use super::window::Windows;
 use crate::packet::family::Family;
+use crate::sync::AtomicU64;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed};
 
 /// A settled time is at most this part of the timeout.
@@ -26,20 +27,37 @@ impl<A: Family> FlowTable<A> {
     pub fn pass(&self, hit: &Hit<A>, event: &Event<'_>, now: Tick) -> bool {
         let passes = hit.is_settled(event, now);
         if let (true, Event::Tcp(segment)) = (passes, event) {
-            self.follow(hit.entry, segment.acknowledgement, segment.end);
+            self.follow(hit, segment.numbers());
         }
         passes
     }
 
-    /// Notes the numbers of a TCP segment of a settled connection (CT-07): acknowledgement, and the sequence
-    /// number behind its data. One word, in the line that was read anyway, and written only when it changes. A
-    /// worker that is late may write into the next connection of the slot: it does no worse there than a segment
-    /// with strange numbers.
+    /// Notes the numbers of a TCP segment of a settled connection (CT-07): in the upper half the sequence number
+    /// behind its data, in the lower its acknowledgement. One word, in the line that was read anyway, and written
+    /// only when it changes.
     #[inline(always)]
-    pub fn follow(&self, entry: EntryRef, ack: u32, end: u32) {
+    pub fn follow(&self, hit: &Hit<A>, numbers: u64) {
+        const SIGNS: u64 = 0x8000_0000_8000_0000;
+        let moved = numbers.wrapping_sub(hit.words.seen);
+        if moved == 0 {
+            return;
+        }
+        // Both have moved on or stand. A borrow of the lower half can only make it seem otherwise.
+        if moved & SIGNS == 0 {
+            self.entries.view(hit.entry.index)[SEEN].store(numbers, Relaxed);
+        } else {
+            self.raise(hit.entry, Seen::of(numbers));
+        }
+    }
+
+    /// A worker that is late may write into the next connection of the slot: it does no worse there than a
+    /// segment with strange numbers.
+    #[cold]
+    #[inline(never)]
+    fn raise(&self, entry: EntryRef, segment: Seen) {
         let word = &self.entries.view(entry.index)[SEEN];
         let old = word.load(Relaxed);
-        let new = Seen::of(old).with(ack, end).word();
+        let new = Seen::of(old).with(segment).word();
         if new != old {
             word.store(new, Relaxed);
         }
@@ -88,7 +106,7 @@ impl<A: Family> FlowTable<A> {
             if (word >> 32) as u32 != entry.version {
                 return Ok(Touch::Gone);
             }
-            if now.until(old_deadline) <= 0 {
+            if old_deadline == 0 || now.until(old_deadline) <= 0 {
                 return Err(Ending::Due);
             }
             let status = Status(word as u32);
@@ -144,7 +162,10 @@ impl<A: Family> FlowTable<A> {
             let Some(timeout) = timeout else {
                 // What was ignored may be answered: the answer must not be waved through.
                 if changed {
-                    let _ = last_use.compare_exchange(old_use, note | u64::from(now.0), AcqRel, Relaxed);
+                    let new = note | stale(old_use, now);
+                    if last_use.compare_exchange(old_use, new, AcqRel, Relaxed).is_err() {
+                        unsettle(last_use, now);
+                    }
                     unsettle(peer_use, now);
                 }
                 return Ok(Touch::Forward(class));
@@ -153,6 +174,10 @@ impl<A: Family> FlowTable<A> {
             let settled = self.settled_time(next, timeout, age);
             let new_deadline = now.plus(timeout + settled).max(1);
             while let Err(other) = deadline.compare_exchange(old_deadline, new_deadline, AcqRel, Acquire) {
+                // The connection was found over, by a clock that is ahead of this packet's.
+                if other == 0 {
+                    return Err(Ending::Due);
+                }
                 // Who changed the state last says how long the connection lives; a mere user gives way. The
                 // deadline was read before the state, so a later change makes the next swap fail too.
                 if !changed || state.load(Acquire) != next_word {
@@ -160,13 +185,21 @@ impl<A: Family> FlowTable<A> {
                 }
                 old_deadline = other;
             }
-            let fresh = u64::from(now.plus(settled));
-            let _ = last_use.compare_exchange(old_use, note | fresh, AcqRel, Relaxed);
-            if changed {
+            let fresh = if settled == 0 { stale(old_use, now) } else { u64::from(now.plus(settled)) };
+            if last_use.compare_exchange(old_use, note | fresh, AcqRel, Relaxed).is_err() && changed {
+                unsettle(last_use, now);
+            }
+            // What is only remembered of a packet is no business of the other direction's.
+            if changed && !(self.settles(status) && self.settles(next)) {
                 unsettle(peer_use, now);
             }
             return Ok(Touch::Forward(class));
         }
+    }
+
+    /// The timeout that a connection begins with.
+    pub(super) fn first_timeout(&self, status: Status, memory: &Memory) -> Timeout {
+        first_timeout(status, memory, (&self.sysctls, &self.timeouts))
     }
 
     /// The early time of a provisional deadline ([`Status::is_provisional`]), when the connection has one.
@@ -220,7 +253,8 @@ impl<A: Family> FlowTable<A> {
         }
     }
 
-    /// For a connection whose deadline has come: whether it is really over. A provisional deadline that no data
+    /// For a connection whose deadline has come: whether it is really over; it is to be ended then, and nobody can
+    /// renew it any more. A provisional deadline that no data
     /// waits behind moves to where the connection's own timeout ends. The caller holds the table's lock.
     pub(super) fn is_due(&self, connection: u32, now: Tick) -> bool {
         let deadline = &self.deadlines[connection as usize];
@@ -233,7 +267,11 @@ impl<A: Family> FlowTable<A> {
             let word = state.load(Acquire);
             let status = Status(word as u32);
             if !status.is_provisional() || self.waits(status, connection) {
-                return true;
+                // Who uses the connection in this very moment finds it over, or has just renewed it.
+                match deadline.compare_exchange(old, 0, AcqRel, Acquire) {
+                    Ok(_) => return true,
+                    Err(_) => continue,
+                }
             }
             let word_then = word & !u64::from(u32::MAX) | u64::from(status.provisional(false).0);
             if state.compare_exchange(word, word_then, AcqRel, Acquire).is_ok() {
@@ -284,9 +322,21 @@ enum Ending {
     Now(Touch),
 }
 
-/// Ends the settled time of an entry.
-fn unsettle(last_use: &crate::sync::AtomicU64, now: Tick) {
-    let old = last_use.load(Acquire);
-    let stale = old & !u64::from(u32::MAX) | u64::from(now.0);
-    let _ = last_use.compare_exchange(old, stale, AcqRel, Relaxed);
+/// What ends the settled time of an entry, in the lower half: a time that has come, and another than the one that is
+/// there, so that a swap against the old value fails.
+fn stale(old: u64, now: Tick) -> u64 {
+    let same = old as u32 == now.0;
+    u64::from(now.0.wrapping_sub(u32::from(same)))
+}
+
+/// Ends the settled time of an entry, also when another worker is just beginning one from a state that has gone.
+fn unsettle(last_use: &AtomicU64, now: Tick) {
+    let mut old = last_use.load(Acquire);
+    loop {
+        let new = old & !u64::from(u32::MAX) | stale(old, now);
+        match last_use.compare_exchange(old, new, AcqRel, Acquire) {
+            Ok(_) => return,
+            Err(other) => old = other,
+        }
+    }
 }

@@ -232,7 +232,7 @@ impl Twins {
 
 /// Timeouts that outlast a comparison, as in the kernel's node.
 fn timeouts() -> BTreeMap<String, u32> {
-    ["udp_timeout", "icmp_timeout", "icmpv6_timeout", "sctp_timeout_cookie_wait"]
+    ["udp_timeout", "icmp_timeout", "icmpv6_timeout", "sctp_timeout_closed", "sctp_timeout_cookie_wait"]
         .into_iter()
         .map(|name| (format!("nf_conntrack_{name}"), 120))
         .collect()

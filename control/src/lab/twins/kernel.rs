@@ -35,6 +35,7 @@ const SETTINGS: [(&str, &str); 12] = [
     ("net/netfilter/nf_conntrack_udp_timeout", "120"),
     ("net/netfilter/nf_conntrack_icmp_timeout", "120"),
     ("net/netfilter/nf_conntrack_icmpv6_timeout", "120"),
+    ("net/netfilter/nf_conntrack_sctp_timeout_closed", "120"),
     ("net/netfilter/nf_conntrack_sctp_timeout_cookie_wait", "120"),
 ];
 
