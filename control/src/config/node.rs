@@ -22,6 +22,8 @@
 //!   proxyArp: false                 # answer ARP and NDP for what is routed elsewhere (NB-01)
 //!   foreign: host                   # host, drop: what is not Pollux's to forward (FW-06)
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
+//!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
+//!   faults: {loss: 0.01, duplicate: 0.01, reorder: 0.02, corrupt: 0.001, delay: 5ms, seed: 7}
 //! interfaces:                       # interfaces that are no ports but hold addresses (NAT-04)
 //! - {name: lo, addresses: [127.0.0.1/8], index: 1}
 //! routes:                           # or: routes: kernel
@@ -48,6 +50,7 @@ use std::fmt::{self, Display};
 use std::net::IpAddr;
 
 use pollux_dataplane::packet::LinkAddr;
+use pollux_dataplane::port::fault::Faults;
 use serde::Deserialize;
 
 use crate::cluster::IpPrefix;
@@ -92,9 +95,10 @@ pub enum SysctlKind {
 }
 
 /// The settings of `sysctl`, by the last name of the kernel's sysctl (CT-05 to CT-07, CT-11, NAT-08).
-pub const SYSCTLS: [(&str, SysctlKind); 29] = {
+pub const SYSCTLS: [(&str, SysctlKind); 30] = {
     use SysctlKind::{Count, Seconds, Switch};
     [
+        ("ipfrag_time", Seconds),
         ("nf_conntrack_acct", Switch),
         ("nf_conntrack_frag6_timeout", Seconds),
         ("nf_conntrack_generic_timeout", Seconds),
@@ -187,6 +191,8 @@ pub struct PortConfig {
     pub foreign: Foreign,
     /// Order of creation, when it is set.
     pub index: Option<u32>,
+    /// What the wire before it does to frames, when a bad one is asked for.
+    pub faults: Option<Faults>,
 }
 
 /// What is behind a port.

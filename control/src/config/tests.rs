@@ -3,6 +3,7 @@ use super::node::{
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
+use pollux_dataplane::port::fault::Probability;
 use std::time::Duration;
 
 fn read_text(yaml: &str) -> Result<(Config, Vec<String>), String> {
@@ -277,4 +278,31 @@ fn an_unquoted_negation_is_not_lost() {
 fn index_is_for_all_or_for_none() {
     let text = format!("{ENS3}interfaces: [{{name: lo, index: 1}}]");
     assert!(node(&text).unwrap_err().ends_with("index must be set for every port and interface or for none"));
+}
+
+#[test]
+fn faults_of_a_port_are_probabilities_a_delay_and_a_seed() {
+    let faults = |text: &str| {
+        node(&format!("ports: [{{name: ens3, role: uplink, backend: af_packet, faults: {text}}}]\n"))
+            .map(|node| node.ports[0].faults)
+    };
+    let read = faults("{loss: 0.5, duplicate: 1, corrupt: 0, delay: 1.5ms, seed: 7}").unwrap().unwrap();
+    let half = Probability::new(0.5).unwrap();
+    assert_eq!((read.loss, read.duplicate), (half, Probability::new(1.0).unwrap()));
+    assert_eq!((read.reorder, read.corrupt), (Probability::NEVER, Probability::NEVER));
+    assert_eq!((read.delay, read.seed), (Duration::from_micros(1500), 7));
+    assert_eq!(node(ENS3).unwrap().ports[0].faults, None);
+
+    let refused = |text: &str| faults(text).unwrap_err();
+    let port = "config.yaml: Node port ens3";
+    assert_eq!(refused("{loss: 1.5}"), format!("{port}: faults.loss 1.5 is not a probability (0 to 1)"));
+    assert_eq!(
+        refused("{reorder: -0.1}"),
+        format!("{port}: faults.reorder -0.1 is not a probability (0 to 1)")
+    );
+    assert_eq!(
+        refused("{delay: 11s}"),
+        format!("{port}: faults.delay \"11s\" is not a duration from 0 to 10s")
+    );
+    assert!(refused("{los: 0.1}").contains("los"));
 }

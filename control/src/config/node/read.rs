@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
+use pollux_dataplane::port::fault::{Faults, Probability};
 use serde_json::Value;
 
 use super::wire::{
-    Wire, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource,
+    Wire, WireFaults, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource,
 };
 use super::*;
 use crate::cluster::parse_address;
+use crate::config::duration::parse_duration;
 use crate::document::typed;
 use crate::problem::Findings;
 
@@ -100,6 +103,7 @@ impl NodeConfig {
                     (None, Role::Pod | Role::Host) => Foreign::Drop,
                 },
                 index: wire.index,
+                faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
                 name: wire.name,
             });
         }
@@ -422,6 +426,28 @@ fn range(
         findings.error_in(part, format!("{field} {number} is not in {}-{}", range.start(), range.end()));
     }
     in_range
+}
+
+/// Longest `faults.delay`.
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
+fn faults(part: &str, wire: &WireFaults, findings: &mut Findings) -> Faults {
+    let mut probability = |field: &str, number: Option<f64>| {
+        let number = number.unwrap_or(0.0);
+        Probability::new(number).unwrap_or_else(|| {
+            findings.error_in(part, format!("faults.{field} {number} is not a probability (0 to 1)"));
+            Probability::NEVER
+        })
+    };
+    let (loss, duplicate) = (probability("loss", wire.loss), probability("duplicate", wire.duplicate));
+    let (reorder, corrupt) = (probability("reorder", wire.reorder), probability("corrupt", wire.corrupt));
+    let delay = wire.delay.as_deref().map_or(Some(Duration::ZERO), parse_duration);
+    let delay = delay.filter(|delay| *delay <= LONGEST_DELAY).unwrap_or_else(|| {
+        let text = wire.delay.as_deref().unwrap_or_default();
+        findings.error_in(part, format!("faults.delay {text:?} is not a duration from 0 to 10s"));
+        Duration::ZERO
+    });
+    Faults { loss, duplicate, reorder, corrupt, delay, seed: wire.seed }
 }
 
 fn interface_name(part: &str, field: &str, name: &str, findings: &mut Findings) {

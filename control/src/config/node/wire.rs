@@ -107,6 +107,19 @@ pub(super) struct WirePort {
     pub(super) proxy_arp: bool,
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
+    pub(super) faults: Option<WireFaults>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireFaults {
+    pub(super) loss: Option<f64>,
+    pub(super) duplicate: Option<f64>,
+    pub(super) reorder: Option<f64>,
+    pub(super) corrupt: Option<f64>,
+    pub(super) delay: Option<String>,
+    #[serde(default)]
+    pub(super) seed: u64,
 }
 
 #[derive(Deserialize)]

@@ -156,6 +156,7 @@ fn port(interface: &str, role: Role) -> PortConfig {
         proxy_arp: ProxyArp::Off,
         foreign: Foreign::Drop,
         index: None,
+        faults: None,
     }
 }
 

@@ -5,9 +5,11 @@
 mod affinity;
 mod changes;
 mod express;
+mod fragments;
 mod hygiene;
 mod ipv6;
 mod laws;
+mod malformed;
 mod neighbours;
 mod related;
 mod routing;
