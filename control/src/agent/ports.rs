@@ -79,7 +79,7 @@ fn bad_input(config: &NodeConfig, kernel: &KernelState) -> Vec<String> {
     for port in &config.ports {
         let PortConfig { name, interface, .. } = port;
         match port.backend {
-            Backend::Memory => continue,
+            Backend::Memory | Backend::Ipip => continue,
             Backend::Pcap => {
                 wrong.push(format!(
                     "port {name}: backend pcap has no place on a running node (see `pollux replay`)"
@@ -186,6 +186,8 @@ pub(super) fn open(config: &NodeConfig, pool: &'static Pool) -> Result<Opened, F
                 opened.memory.insert(config.name.clone(), handle);
                 Box::new(port)
             }
+            // Packets for it leave by the others.
+            Backend::Ipip => continue,
             Backend::Pcap => unreachable!("refused by the check"),
         };
         info!(
@@ -328,7 +330,8 @@ fn own_address<A: Family>(
     kernel: &KernelState,
     state: &FamilyState<A>,
 ) -> Option<A::Addr> {
-    let uplinks = config.ports.iter().filter(|port| port.role == Role::Uplink);
+    let uplinks =
+        config.ports.iter().filter(|port| port.role == Role::Uplink && port.backend != Backend::Ipip);
     let links = uplinks.filter_map(|port| kernel.link(&port.interface));
     let mut addresses = links.flat_map(|link| {
         let usable = |address: &&LinkAddress<A>| {

@@ -140,6 +140,13 @@ impl<A: Family> Words<'_, A> {
                 let effect = "link address not known: the packet waits for the answer";
                 step("neighbour", self.port(*port), neighbour.to_string(), effect)
             }
+            Event::Encapsulated { port, source, peer } => {
+                step("tunnel", self.port(*port), "", format!("IPIP {source} > {peer}: routed again"))
+            }
+            Event::Decapsulated { port, peer } => {
+                let effect = "taken out of the tunnel: received again by it";
+                step("tunnel", self.port(*port), peer.to_string(), effect)
+            }
             Event::Sent { port, link_source, link_destination } => {
                 step("link", self.port(*port), "", format!("sent {link_source} > {link_destination}"))
             }

@@ -239,7 +239,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite: &Rewrite<A>,
         adjacency: AdjacencyId,
     ) {
-        if let Some(link) = self.state.neighbours.resolved(adjacency) {
+        if let Some(link) = self.link(adjacency) {
             return self.send(packet, headers, origin, rewrite, &link);
         }
         if headers.is_fragment() && !self.is_found_again(headers) {
@@ -262,10 +262,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
         match self.state.neighbours.hold(adjacency, packet, source, self.now) {
             Hold::Waiting => {
-                if let Some(address) = self.state.neighbours.address(adjacency) {
-                    let port = self.state.neighbours.port(adjacency);
-                    self.observer.see(Event::Held { port, neighbour: address.into() });
-                }
+                self.see_held(adjacency);
                 self.poll_neighbours();
             }
             Hold::Refused(packet, Reason::NeighbourFailed) => {
@@ -274,6 +271,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             Hold::Refused(packet, reason) => self.drop(packet, reason),
             // The neighbour was looked at just now.
             Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
+        }
+    }
+
+    pub(super) fn see_held(&mut self, adjacency: AdjacencyId) {
+        if let Some(address) = self.state.neighbours.address(adjacency) {
+            let port = self.state.neighbours.port(adjacency);
+            self.observer.see(Event::Held { port, neighbour: address.into() });
         }
     }
 
@@ -331,9 +335,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite.apply(packet, headers);
     }
 
-    /// Writes the link header and sends.
+    /// Writes the link header and sends, or lets the packet into its tunnel.
     #[inline]
     pub(super) fn transmit(&mut self, mut packet: Packet, link: &Link) {
+        if self.ports.tunnel(link.port).is_some() {
+            return self.encapsulate(packet, link);
+        }
         self.address(&mut packet, link);
         self.out.send(link.port, packet);
     }

@@ -6,7 +6,7 @@
 //! express.rs  the common case in one piece; everything else:
 //! look up ──hit──→ established.rs   state, route, rewrite, link header, out
 //!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
-//! ICMP errors → related.rs
+//! ICMP errors → related.rs;  into and out of tunnels → tunnel.rs
 //! not IP, or not for Pollux → host.rs (NDP: ndp.rs);  what is refused with an error → host.rs
 //! ```
 //!
@@ -25,6 +25,7 @@ mod orphans;
 mod related;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 use std::io;
 use std::sync::Arc;
@@ -555,6 +556,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if !addressed || headers.destination.stays_on_link() {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
         }
+        let Some(packet) = A::take_tunnelled(self, packet, headers) else { return };
         if headers.is_fragment() {
             return self.fragment(packet, headers);
         }

@@ -133,6 +133,22 @@ pub enum Event {
         /// Whose link address is asked for.
         neighbour: IpAddr,
     },
+    /// The packet enters a tunnel (TN-01); what follows is the way to the tunnel's other end.
+    Encapsulated {
+        /// The tunnel.
+        port: PortId,
+        /// Outer source.
+        source: IpAddr,
+        /// Outer destination.
+        peer: IpAddr,
+    },
+    /// The packet came through a tunnel, and is taken out; what follows is about the one inside.
+    Decapsulated {
+        /// The tunnel.
+        port: PortId,
+        /// Outer source.
+        peer: IpAddr,
+    },
     /// The packet left.
     Sent {
         /// The way out.

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
+use serde_json::Value;
 
 use super::{Backend, Foreign, MasqueradePorts, Role, RouteKind};
 use crate::document::nullable;
@@ -107,7 +108,18 @@ pub(super) struct WirePort {
     pub(super) proxy_arp: bool,
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
+    pub(super) tunnel: Option<WireTunnel>,
     pub(super) faults: Option<WireFaults>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireTunnel {
+    pub(super) local: Option<String>,
+    /// A number or the word `inherit`.
+    pub(super) ttl: Option<Value>,
+    pub(super) path_mtu_discovery: Option<bool>,
+    pub(super) peers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]

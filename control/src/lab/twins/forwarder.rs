@@ -157,6 +157,7 @@ fn port(interface: &str, role: Role) -> PortConfig {
         foreign: Foreign::Drop,
         index: None,
         faults: None,
+        tunnel: None,
     }
 }
 
