@@ -20,8 +20,13 @@
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
 //!   addresses: [172.16.1.50/12]     # the node's addresses on it
 //!   proxyArp: false                 # answer ARP and NDP for what is routed elsewhere (NB-01)
+//!   rpFilter: strict                # off, strict, loose: the reverse path filter (FW-03); with routes: kernel, and IPv4,
+//!                                   # as the kernel's when it is not said, else off
+//!   ignoreRoutesWithLinkdown: true  # whether routes out of it count without a carrier (RT-04); else as rpFilter
 //!   foreign: host                   # host, drop: what is not Pollux's to forward (FW-06)
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
+//!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
+//!   faults: {loss: 0.01, duplicate: 0.01, reorder: 0.02, corrupt: 0.001, delay: 5ms, seed: 7}
 //! - name: tunl0
 //!   role: uplink
 //!   backend: ipip                   # a tunnel: encapsulated, and routed again (TN-01)
@@ -58,6 +63,7 @@ use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr};
 
 use pollux_dataplane::packet::LinkAddr;
+use pollux_dataplane::port::fault::Faults;
 use serde::Deserialize;
 
 use crate::cluster::IpPrefix;
@@ -102,9 +108,10 @@ pub enum SysctlKind {
 }
 
 /// The settings of `sysctl`, by the last name of the kernel's sysctl (CT-05 to CT-07, CT-11, NAT-08).
-pub const SYSCTLS: [(&str, SysctlKind); 29] = {
+pub const SYSCTLS: [(&str, SysctlKind); 30] = {
     use SysctlKind::{Count, Seconds, Switch};
     [
+        ("ipfrag_time", Seconds),
         ("nf_conntrack_acct", Switch),
         ("nf_conntrack_frag6_timeout", Seconds),
         ("nf_conntrack_generic_timeout", Seconds),
@@ -193,10 +200,16 @@ pub struct PortConfig {
     pub addresses: Vec<InterfaceAddress>,
     /// Whether ARP and neighbour discovery for what is routed elsewhere are answered.
     pub proxy_arp: ProxyArp,
+    /// What is asked of the sources of packets that come in, when it is set.
+    pub reverse_path: Option<ReversePath>,
+    /// Whether routes out of it count while its link has no carrier, when it is set.
+    pub linkdown: Option<Linkdown>,
     /// Where frames go that are not Pollux's to forward.
     pub foreign: Foreign,
     /// Order of creation, when it is set.
     pub index: Option<u32>,
+    /// What the wire before it does to frames, when a bad one is asked for.
+    pub faults: Option<Faults>,
     /// With the backend `ipip`: how the tunnel is made.
     pub tunnel: Option<TunnelConfig>,
 }
@@ -258,6 +271,25 @@ pub enum ProxyArp {
     Off,
     /// Addresses that are routed out of another port are answered for as well (Calico's 169.254.1.1).
     On,
+}
+
+/// `rpFilter` (FW-03).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the kernel's own words")]
+pub enum ReversePath {
+    Off,
+    Strict,
+    Loose,
+}
+
+/// `ignoreRoutesWithLinkdown` (RT-04).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Linkdown {
+    /// Routes through a link without carrier count all the same.
+    Used,
+    /// They do not.
+    Ignored,
 }
 
 /// `foreign` (FW-06).

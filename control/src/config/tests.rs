@@ -4,6 +4,7 @@ use super::node::{
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
+use pollux_dataplane::port::fault::Probability;
 use std::time::Duration;
 
 fn read_text(yaml: &str) -> Result<(Config, Vec<String>), String> {
@@ -168,7 +169,8 @@ fn a_node_document_is_read_whole() {
          ports:\n\
          - {name: ens3, role: uplink, backend: af_packet, linkAddress: 'fa:16:3e:92:11:ca', mtu: 1500, \
             addresses: [172.16.1.50/12], index: 3}\n\
-         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, index: 9}\n\
+         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, \
+            rpFilter: off, ignoreRoutesWithLinkdown: true, index: 9}\n\
          interfaces:\n\
          - {name: docker0, addresses: [172.17.0.1/16], index: 5}\n\
          - {name: lo, addresses: [127.0.0.1/8], index: 1}\n\
@@ -192,6 +194,8 @@ fn a_node_document_is_read_whole() {
     let pod = config.port("pod8").unwrap();
     assert_eq!(pod.interface, "caliee93b0bdd66");
     assert_eq!((pod.proxy_arp, pod.foreign), (ProxyArp::On, Foreign::Drop));
+    assert_eq!((pod.reverse_path, pod.linkdown), (Some(ReversePath::Off), Some(Linkdown::Ignored)));
+    assert_eq!((ens3.reverse_path, ens3.linkdown), (None, None));
     let by_age: Vec<_> = config.interfaces_by_age().iter().map(|(name, _)| *name).collect();
     assert_eq!(by_age, ["lo", "ens3", "docker0", "pod8"]);
     let Source::Listed(routes) = &config.routes else {
@@ -281,6 +285,33 @@ fn an_unquoted_negation_is_not_lost() {
 fn index_is_for_all_or_for_none() {
     let text = format!("{ENS3}interfaces: [{{name: lo, index: 1}}]");
     assert!(node(&text).unwrap_err().ends_with("index must be set for every port and interface or for none"));
+}
+
+#[test]
+fn faults_of_a_port_are_probabilities_a_delay_and_a_seed() {
+    let faults = |text: &str| {
+        node(&format!("ports: [{{name: ens3, role: uplink, backend: af_packet, faults: {text}}}]\n"))
+            .map(|node| node.ports[0].faults)
+    };
+    let read = faults("{loss: 0.5, duplicate: 1, corrupt: 0, delay: 1.5ms, seed: 7}").unwrap().unwrap();
+    let half = Probability::new(0.5).unwrap();
+    assert_eq!((read.loss, read.duplicate), (half, Probability::new(1.0).unwrap()));
+    assert_eq!((read.reorder, read.corrupt), (Probability::NEVER, Probability::NEVER));
+    assert_eq!((read.delay, read.seed), (Duration::from_micros(1500), 7));
+    assert_eq!(node(ENS3).unwrap().ports[0].faults, None);
+
+    let refused = |text: &str| faults(text).unwrap_err();
+    let port = "config.yaml: Node port ens3";
+    assert_eq!(refused("{loss: 1.5}"), format!("{port}: faults.loss 1.5 is not a probability (0 to 1)"));
+    assert_eq!(
+        refused("{reorder: -0.1}"),
+        format!("{port}: faults.reorder -0.1 is not a probability (0 to 1)")
+    );
+    assert_eq!(
+        refused("{delay: 11s}"),
+        format!("{port}: faults.delay \"11s\" is not a duration from 0 to 10s")
+    );
+    assert!(refused("{los: 0.1}").contains("los"));
 }
 
 #[test]

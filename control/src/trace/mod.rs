@@ -362,7 +362,7 @@ impl Run {
         let last = self.events.iter().rev().find_map(|event| match event {
             Event::Sent { .. } => Some(Verdict::Forward),
             Event::Delivered { .. } => Some(Verdict::Deliver),
-            Event::Held { .. } => Some(Verdict::Hold),
+            Event::Held { .. } | Event::AwaitsFirst => Some(Verdict::Hold),
             Event::Dropped(_) => Some(Verdict::Drop),
             _ => None,
         });

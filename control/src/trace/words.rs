@@ -133,6 +133,9 @@ impl<A: Family> Words<'_, A> {
             Event::Masqueraded { rule, source, source_port } => {
                 self.masqueraded(*rule, *source, *source_port)
             }
+            Event::AwaitsFirst => {
+                step("raw", "", "", "a fragment: it waits for the first one of its datagram")
+            }
             Event::Held { port, neighbour } => {
                 let effect = "link address not known: the packet waits for the answer";
                 step("neighbour", self.port(*port), neighbour.to_string(), effect)

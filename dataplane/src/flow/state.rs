@@ -107,7 +107,7 @@ pub enum Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// What a parsed packet says. A fragment says nothing.
+    /// What a parsed packet says. Later fragments say nothing.
     #[inline]
     pub fn of<A: Family>(packet: &'a Packet, headers: &Headers<A>) -> Event<'a> {
         let (start, end) = (usize::from(headers.l4), headers.end as usize);
@@ -116,7 +116,10 @@ impl<'a> Event<'a> {
             frame.get(start..end.min(frame.len())).unwrap_or_default()
         };
         let read = match headers.protocol {
-            Protocol::TCP => TcpSegment::read(transport(), (end - start) as u32).map(Event::Tcp),
+            Protocol::TCP => {
+                let len = (end - start) as u32 + u32::from(headers.following);
+                TcpSegment::read(transport(), len).map(Event::Tcp)
+            }
             Protocol::SCTP => SctpPacket::read(transport()).map(Event::Sctp),
             _ => None,
         };

@@ -2,6 +2,7 @@
 //! routing stands, no route is looked at. What changes a connection's state takes the slow method
 //! [`FlowTable::touch`](crate::flow::FlowTable::touch) first. Both kinds end in [`Pass::forward_hit`].
 
+use super::fragments::segments_fit;
 use super::host::Wire;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
@@ -9,6 +10,7 @@ use super::{Output, Pass};
 use crate::flow::{self, Class, Direction, FlowKey, Hit, NextHopRef, Touch};
 use crate::nat::{self, Rewrite};
 use crate::packet::ethernet;
+use crate::packet::fragment;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
 use crate::packet::{Address, Family, Packet, Protocol};
@@ -160,7 +162,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// The stages that a packet of a connection without a reply passes again: those of [`Pass::decide`] but
     /// for both kinds of NAT, in the same order.
     #[cold]
-    fn filter_unreplied(
+    pub(super) fn filter_unreplied(
         &mut self,
         packet: &Packet,
         headers: &Headers<A>,
@@ -240,6 +242,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if let Some(link) = self.link(adjacency) {
             return self.send(packet, headers, origin, rewrite, &link);
         }
+        if headers.is_fragment() && !self.is_found_again(headers) {
+            return self.hold_fragment(packet, headers, origin, rewrite, adjacency);
+        }
         self.hold(packet, headers, origin, rewrite.source, adjacency);
     }
 
@@ -309,6 +314,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             return self.refuse(packet, headers, refusal);
         }
         self.translate(&mut packet, headers, origin, rewrite);
+        if headers.packet_len() > link.mtu {
+            return self.transmit_long(packet, headers, link);
+        }
         self.transmit(packet, link);
     }
 
@@ -349,12 +357,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 }
 
-/// A super-frame is judged by its segments (FW-02).
+/// A super-frame is judged by its segments, and what may be cut is, when it leaves (FW-02).
 #[cold]
 fn too_long<A: Family>(packet: &Packet, headers: &Headers<A>, mtu: u32) -> Result<(), Refusal> {
-    if let Some(gso) = packet.offload.gso
-        && u32::from(gso.size) + u32::from(gso.header_len) - u32::from(headers.l3) <= mtu
-    {
+    if segments_fit(packet, headers, mtu) || fragment::can_be_cut(headers, mtu) {
         return Ok(());
     }
     if headers.dont_fragment {

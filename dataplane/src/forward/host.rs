@@ -27,7 +27,7 @@ use crate::tables::{Foreign, PortInfo, Ports, ProxyArp, Role, Sharing};
 use crate::time::Instant;
 
 /// The receive port of packets that only lack their link header: the forwarder's own, which no port received, and
-/// those that are in a tunnel already.
+/// fragments that were translated before they had to wait, and those that are in a tunnel already.
 pub(super) const ORIGINATED: PortId = PortId(u16::MAX);
 
 /// Link source of frames to the host port: a locally administered address, since nobody answers it (the
@@ -151,18 +151,14 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.core.deliver(packet, self.ports, self.out, self.observer);
     }
 
-    /// Packets that make no connection: an ICMP error belongs to another's, or to none; a fragment's ports are
-    /// not known, so it cannot be translated and is not let through untranslated; a TCP segment with impossible
-    /// flags is invalid.
+    /// Packets that make no connection: an ICMP error belongs to another's, or to none; a TCP segment with
+    /// impossible flags is invalid.
     #[cold]
     pub(super) fn untracked(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
         if origin != Origin::Host
             && let Err(refusal) = self.martian(headers)
         {
             return self.refuse(packet, headers, refusal);
-        }
-        if headers.is_fragment() {
-            return self.drop(packet, Reason::Fragment);
         }
         if headers.protocol == Protocol::TCP {
             return self.invalid(packet, headers, origin, Reason::TcpFlags); // CT-08
@@ -294,7 +290,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 NeighbourEvent::Solicit(solicitation) => self.solicit(&solicitation),
                 NeighbourEvent::Release(adjacency, packet) if packet.port == ORIGINATED => {
                     match self.state.neighbours.resolved(adjacency) {
-                        Some(link) => self.transmit(packet, &link),
+                        Some(link) => self.transmit_own(packet, &link),
                         None => self.drop(packet, Reason::NeighbourFailed),
                     }
                 }

@@ -124,6 +124,8 @@ pub enum Event {
         /// The new source port or identifier.
         source_port: u16,
     },
+    /// The packet is a fragment and waits for the first one of its datagram (NAT-08).
+    AwaitsFirst,
     /// The packet waits for the link address of its next hop.
     Held {
         /// The way out.

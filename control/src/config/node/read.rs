@@ -3,15 +3,19 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
+use pollux_dataplane::port::fault::{Faults, Probability};
 use serde_json::Value;
 
 use super::wire::{
-    Wire, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource, WireTunnel,
+    Wire, WireFaults, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource,
+    WireTunnel,
 };
 use super::*;
 use crate::cluster::parse_address;
+use crate::config::duration::parse_duration;
 use crate::document::typed;
 use crate::problem::Findings;
 
@@ -116,12 +120,18 @@ impl NodeConfig {
                     true => ProxyArp::On,
                     false => ProxyArp::Off,
                 },
+                reverse_path: wire.rp_filter,
+                linkdown: wire.ignore_routes_with_linkdown.map(|ignore| match ignore {
+                    true => Linkdown::Ignored,
+                    false => Linkdown::Used,
+                }),
                 foreign: match (wire.foreign, role) {
                     (Some(foreign), _) => foreign,
                     (None, Role::Uplink) => Foreign::Host,
                     (None, Role::Pod | Role::Host) => Foreign::Drop,
                 },
                 index: wire.index,
+                faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
                 tunnel,
                 name: wire.name,
             });
@@ -480,6 +490,28 @@ fn range(
         findings.error_in(part, format!("{field} {number} is not in {}-{}", range.start(), range.end()));
     }
     in_range
+}
+
+/// Longest `faults.delay`.
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
+fn faults(part: &str, wire: &WireFaults, findings: &mut Findings) -> Faults {
+    let mut probability = |field: &str, number: Option<f64>| {
+        let number = number.unwrap_or(0.0);
+        Probability::new(number).unwrap_or_else(|| {
+            findings.error_in(part, format!("faults.{field} {number} is not a probability (0 to 1)"));
+            Probability::NEVER
+        })
+    };
+    let (loss, duplicate) = (probability("loss", wire.loss), probability("duplicate", wire.duplicate));
+    let (reorder, corrupt) = (probability("reorder", wire.reorder), probability("corrupt", wire.corrupt));
+    let delay = wire.delay.as_deref().map_or(Some(Duration::ZERO), parse_duration);
+    let delay = delay.filter(|delay| *delay <= LONGEST_DELAY).unwrap_or_else(|| {
+        let text = wire.delay.as_deref().unwrap_or_default();
+        findings.error_in(part, format!("faults.delay {text:?} is not a duration from 0 to 10s"));
+        Duration::ZERO
+    });
+    Faults { loss, duplicate, reorder, corrupt, delay, seed: wire.seed }
 }
 
 fn interface_name(part: &str, field: &str, name: &str, findings: &mut Findings) {
