@@ -15,6 +15,7 @@ mod admin;
 mod changes;
 mod client;
 mod follow;
+mod full;
 mod input;
 mod machine;
 mod pair;
@@ -115,6 +116,7 @@ pub struct Running {
     watch: Option<watch::Watch>,
     follow: Option<follow::Follower>,
     sweeper: Option<stale::Sweeper>,
+    full: Option<full::FullWatch>,
     worker: Option<JoinHandle<Worker>>,
     ended: Receiver<()>,
     guard: Option<Guard>,
@@ -191,6 +193,7 @@ impl Agent {
             watch: None,
             follow: None,
             sweeper: None,
+            full: None,
             worker: Some(thread),
             ended,
             guard,
@@ -198,6 +201,7 @@ impl Agent {
         };
         running.shared.teach_all();
         running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
+        running.full = Some(full::FullWatch::start(&running.shared)?);
         running.follow = follow::Follower::start(&running.shared)?;
         running.watch = follow.map(|sources| watch::Watch::start(sources, &running.shared)).transpose()?;
         running.admin = listener.map(|listener| listener.serve(&running.shared)).transpose()?;
@@ -250,6 +254,7 @@ impl Running {
         self.watch = None;
         self.follow = None;
         self.sweeper = None;
+        self.full = None;
         let Some(thread) = self.worker.take() else { return };
         let _ = self.shared.worker.send(Command::Stop);
         let worker = thread.join();
