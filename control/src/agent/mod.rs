@@ -16,6 +16,7 @@ mod changes;
 mod client;
 pub mod conntrack;
 mod follow;
+mod full;
 mod input;
 mod machine;
 mod pair;
@@ -122,6 +123,7 @@ pub struct Running {
     watch: Option<watch::Watch>,
     follow: Option<follow::Follower>,
     sweeper: Option<stale::Sweeper>,
+    full: Option<full::FullWatch>,
     worker: Option<JoinHandle<Worker>>,
     ended: Receiver<()>,
     guard: Option<Guard>,
@@ -203,6 +205,7 @@ impl Agent {
             watch: None,
             follow: None,
             sweeper: None,
+            full: None,
             worker: Some(thread),
             ended,
             guard,
@@ -211,6 +214,7 @@ impl Agent {
         };
         running.shared.teach_all();
         running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
+        running.full = Some(full::FullWatch::start(&running.shared)?);
         running.follow = follow::Follower::start(&running.shared)?;
         running.watch = follow.map(|sources| watch::Watch::start(sources, &running.shared)).transpose()?;
         running.admin = listener.map(|listener| listener.serve(&running.shared)).transpose()?;
@@ -268,6 +272,7 @@ impl Running {
         self.watch = None;
         self.follow = None;
         self.sweeper = None;
+        self.full = None;
         let Some(thread) = self.worker.take() else { return };
         let _ = self.shared.worker.send(Command::Stop);
         let worker = thread.join();
