@@ -23,7 +23,7 @@ const QUIET: &str = "*raw\n-I OUTPUT -p tcp -m tcp --tcp-flags RST RST -j DROP\n
 
 /// Settings of both families: no limit on ICMP errors, no answers to echo requests, timeouts that outlast a
 /// comparison. Those that the kernel does not have are passed over.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 13] = [
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/icmp_ratemask", "0"),
     ("net/ipv4/icmp_echo_ignore_all", "1"),
