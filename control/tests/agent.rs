@@ -24,6 +24,8 @@ use pollux_control::lab::traffic::TcpClient;
 use serde_json::{Value, json};
 use site::{Outcome, SOON, Site, at, node, objects, wait};
 
+#[path = "agent/routes.rs"]
+mod routes;
 #[path = "agent/site.rs"]
 mod site;
 
@@ -39,6 +41,9 @@ fn main() -> ExitCode {
     let trials = vec![
         trial("pt_02_pods_and_the_host_reach_the_service", pods_and_the_host_reach_the_service),
         trial("rt_05_kernel_routes_and_neighbours_are_followed", kernel_is_followed),
+        trial("rt_05_a_change_reaches_the_worker_within_10_ms", routes::changes_reach_the_worker),
+        trial("rt_01_several_ways_are_followed_and_shown", routes::several_ways_are_followed),
+        trial("fw_03_the_kernels_rp_filter_counts", routes::the_kernels_reverse_path_filter_is_taken_over),
         trial("up_01_changed_files_are_put_in_force", changed_files_are_put_in_force),
         trial("bad_files_change_nothing", bad_files_change_nothing),
         trial("bad_input_is_refused_before_anything_is_changed", bad_input_is_refused),
