@@ -6,11 +6,12 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test bench instructions lint
+.PHONY: help demo test model bench instructions lint
 
 help:
 	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
 	@echo 'make test          all tests, then the guard over instruction counts'
+	@echo 'make model         the flow table under the model checker alone (part of make test)'
 	@echo 'make bench         benchmarks: time for each packet, then instruction counts'
 	@echo 'make instructions  the guard over instruction counts alone'
 	@echo 'make lint          formatting, clippy, documentation, licences: no warning passes'
@@ -23,7 +24,12 @@ demo:
 test:
 	@scripts/setup.sh test
 	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --package pollux-dataplane --features model --test model -- --test-threads 2
 	$(CARGO) bench --locked --package pollux-bench --bench instructions
+
+model:
+	@scripts/setup.sh test
+	$(CARGO) test --locked --package pollux-dataplane --features model --test model -- --nocapture --test-threads 2
 
 bench:
 	@scripts/setup.sh bench
@@ -37,6 +43,7 @@ lint:
 	@scripts/setup.sh lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package pollux-dataplane --features model --test model -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	@if command -v cargo-deny >/dev/null; then \
 		$(CARGO) deny --workspace check bans licenses sources; \

@@ -5,7 +5,7 @@
 //! at stays the same object.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use pollux_dataplane::packet::{Address, Family, LinkAddr, PortId, Prefix, V4, V6};
@@ -14,8 +14,8 @@ use pollux_dataplane::route::{
     retain_usable,
 };
 use pollux_dataplane::tables::{
-    self, Detected, Foreign, MasqueradePorts, MasqueradeRule, PortInfo, Ports, ProxyArp, ReversePath, Role,
-    Routing, Sharing,
+    self, Detected, Foreign, MasqueradePorts, MasqueradeRule, Peers, PortInfo, Ports, ProxyArp, ReversePath,
+    Role, Routing, Sharing, Tunnel, TunnelDf, TunnelTtl,
 };
 
 use crate::cluster::IpPrefix;
@@ -62,6 +62,8 @@ pub struct NodeView {
     pub neighbours: Vec<KnownNeighbour>,
     /// Where masqueraded connections get their source port.
     pub masquerade_ports: MasqueradePorts,
+    /// The other ends of tunnels, where the configuration lists them.
+    pub listed_peers: Vec<(PortId, Vec<Ipv4Addr>)>,
 }
 
 /// The node's part of one family's tables.
@@ -108,9 +110,26 @@ impl NodeView {
                 node::MasqueradePorts::Keep => MasqueradePorts::Keep,
                 node::MasqueradePorts::Random => MasqueradePorts::Random,
             },
+            listed_peers: listed_peers(config),
             ports,
         };
         findings.finish().map(|warnings| (view, warnings))
+    }
+
+    /// From whom tunnels take packets (TN-01): from the peers that are listed, else from the gateways of the routes
+    /// that lead into the tunnel. Looks at all routes if there is such a tunnel.
+    pub fn peers(&self) -> Peers<V4> {
+        let is_listed = |port| self.listed_peers.iter().any(|(listed, _)| *listed == port);
+        let by_routes = |port| self.ports.tunnel(port).is_some() && !is_listed(port);
+        let listed = self.listed_peers.iter();
+        let listed = listed.flat_map(|(port, peers)| peers.iter().map(|peer| (*port, *peer)));
+        if !self.ports.tunnels().any(|(port, _)| by_routes(port)) {
+            return Peers::new(listed);
+        }
+        let hops = self.v4.routing.fib.iter().flat_map(|route| route.kind.next_hops());
+        let gateways =
+            hops.filter(|hop| by_routes(hop.port)).filter_map(|hop| Some((hop.port, hop.gateway?)));
+        Peers::new(listed.chain(gateways))
     }
 
     /// The addresses of all interfaces.
@@ -123,6 +142,14 @@ impl NodeView {
 
 /// The port table, in the order of the configuration.
 pub fn configured_ports(config: &NodeConfig, links: &Links, detect: &DetectLocal) -> Ports {
+    let mtu = |port: &node::PortConfig, number| {
+        let of_link = || links.get(&port.interface).map(|facts| facts.mtu);
+        port.mtu.map(u32::from).or_else(of_link).unwrap_or(unknown_link(number).mtu)
+    };
+    let uplinks = config.ports.iter().enumerate();
+    let uplinks = uplinks.filter(|(_, port)| port.role == node::Role::Uplink && port.tunnel.is_none());
+    let in_tunnel = uplinks.map(|(number, port)| mtu(port, number)).min().unwrap_or(unknown_link(0).mtu);
+    let in_tunnel = in_tunnel.saturating_sub(IPIP_OVERHEAD);
     let info = |(number, port): (usize, &node::PortConfig)| {
         let facts = links.get(&port.interface).copied().unwrap_or_else(|| unknown_link(number));
         PortInfo {
@@ -133,7 +160,10 @@ pub fn configured_ports(config: &NodeConfig, links: &Links, detect: &DetectLocal
                 node::Role::Host => Role::Host,
             },
             link_address: port.link_address.unwrap_or(facts.link_address),
-            mtu: port.mtu.map_or(facts.mtu, u32::from),
+            mtu: match port.tunnel {
+                Some(_) if port.mtu.is_none() && !links.contains_key(&port.interface) => in_tunnel,
+                _ => mtu(port, number),
+            },
             foreign: match port.foreign {
                 node::Foreign::Host => Foreign::ToHost,
                 node::Foreign::Drop => Foreign::Drop,
@@ -144,7 +174,9 @@ pub fn configured_ports(config: &NodeConfig, links: &Links, detect: &DetectLocal
             },
             sharing: match port.backend {
                 node::Backend::AfPacket => Sharing::WithKernel,
-                node::Backend::Tap | node::Backend::Pcap | node::Backend::Memory => Sharing::Owned,
+                node::Backend::Tap | node::Backend::Pcap | node::Backend::Memory | node::Backend::Ipip => {
+                    Sharing::Owned
+                }
             },
             proxy_arp: match port.proxy_arp {
                 node::ProxyArp::On => ProxyArp::On,
@@ -156,7 +188,29 @@ pub fn configured_ports(config: &NodeConfig, links: &Links, detect: &DetectLocal
             reverse_path_v6: port.reverse_path.map_or(ReversePath::Off, reverse_path),
         }
     };
-    Ports::new(config.ports.iter().enumerate().map(info).collect())
+    let tunnel = |(number, port): (usize, &node::PortConfig)| {
+        let tunnel = port.tunnel.as_ref()?;
+        let dont_fragment = match tunnel.path_mtu_discovery {
+            node::PathMtuDiscovery::On => TunnelDf::Set,
+            node::PathMtuDiscovery::Off => TunnelDf::Inherit,
+        };
+        let ttl = tunnel.ttl.map_or(TunnelTtl::Inherit, TunnelTtl::Fixed);
+        Some((PortId(number as u16), Tunnel { local: tunnel.local, ttl, dont_fragment }))
+    };
+    let ports = config.ports.iter().enumerate();
+    Ports::new(ports.clone().map(info).collect()).with_tunnels(ports.filter_map(tunnel))
+}
+
+/// What an IPIP packet's header takes of an MTU, bytes.
+const IPIP_OVERHEAD: u32 = 20;
+
+fn listed_peers(config: &NodeConfig) -> Vec<(PortId, Vec<Ipv4Addr>)> {
+    let ports = config.ports.iter().enumerate();
+    let listed = ports.filter_map(|(number, port)| {
+        let peers = port.tunnel.as_ref()?.peers.as_ref()?;
+        Some((PortId(number as u16), peers.clone()))
+    });
+    listed.collect()
 }
 
 fn reverse_path(configured: node::ReversePath) -> ReversePath {
@@ -246,6 +300,11 @@ fn configured_route<A: Family>(
         node::RouteKind::Prohibit => RouteKind::Prohibit,
         node::RouteKind::Unicast => match route.next_hops.as_slice() {
             [hop] => match ports.by_name(&hop.dev) {
+                Some(port) if A::VERSION == 6 && ports.tunnel(port).is_some() => {
+                    let to = format!("route {}", route.to);
+                    findings.error_in(&to, format!("{} is an IPIP tunnel and carries IPv4 only", hop.dev));
+                    return None;
+                }
                 Some(port) => RouteKind::Via(NextHop {
                     port,
                     gateway: hop.via.and_then(A::Addr::from_ip),

@@ -18,11 +18,11 @@ use pollux_control::agent::protocol::{
 };
 use pollux_control::kernel::sandbox::Sandbox;
 use pollux_control::lab::seed::{
-    MYAPP, MYAPP_PORT, POD_49_8, POD_51_1, POD_51_2, POD_51_7, POD_51_8, SLAVE1, SLAVE1_ADDRESS,
+    MYAPP, MYAPP_PORT, POD_49_8, POD_51_1, POD_51_2, POD_51_7, POD_51_8, Pod, SLAVE1, SLAVE1_ADDRESS,
 };
-use pollux_control::lab::traffic::TcpClient;
+use pollux_control::lab::traffic::{TcpClient, UdpServer, udp_echo};
 use serde_json::{Value, json};
-use site::{Outcome, SOON, Site, at, node, objects, wait};
+use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 
 #[path = "agent/routes.rs"]
 mod routes;
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         trial("rt_01_several_ways_are_followed_and_shown", routes::several_ways_are_followed),
         trial("fw_03_the_kernels_rp_filter_counts", routes::the_kernels_reverse_path_filter_is_taken_over),
         trial("up_01_changed_files_are_put_in_force", changed_files_are_put_in_force),
+        trial("up_03_udp_flows_leave_backends_that_serve_no_more", udp_flows_leave_backends),
         trial("bad_files_change_nothing", bad_files_change_nothing),
         trial("bad_input_is_refused_before_anything_is_changed", bad_input_is_refused),
         trial("pt_05_run_restores_everything_also_after_a_kill", run_restores_everything),
@@ -180,6 +181,77 @@ fn changed_files_are_put_in_force(site: &Site) -> Outcome {
     site.write_file("objects/objects.json", &fewer.to_string())?;
     wait(|| site.traces().ok().filter(|now| !now.contains("10.150.0.77")), "the route to go")?;
     assert!(site.traces()?.contains("10.150.18.86 dev pollux0"));
+    running.stop();
+    Ok(())
+}
+
+/// The seed's objects, and a DNS Service with these endpoints: address, and whether it terminates.
+fn with_dns(backends: &[Pod], endpoints: &[(Pod, bool)]) -> Value {
+    let mut objects = objects(backends);
+    objects["items"][1]["spec"]["ports"] = json!([{"name": "dns", "protocol": "UDP", "port": 53}]);
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|(pod, terminates)| {
+            let conditions = json!({"ready": !terminates, "serving": true, "terminating": terminates});
+            json!({"addresses": [pod.address], "conditions": conditions})
+        })
+        .collect();
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": "dns-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "other"},
+        },
+        "endpoints": endpoints, "ports": [{"name": "dns", "protocol": "UDP", "port": 53}],
+    });
+    objects["items"].as_array_mut().expect("a list").push(slice);
+    objects
+}
+
+fn udp_flows_leave_backends(site: &Site) -> Outcome {
+    let first = with_dns(&[POD_51_7], &[(POD_51_7, false), (POD_51_8, false)]);
+    site.write_file("objects/objects.json", &first.to_string())?;
+    let running = site.start()?;
+    let _servers = site.serve(&[POD_51_7, POD_51_8])?;
+    let mut kept = site.connect(POD_51_1.name)?;
+    let serve = |pod: Pod| UdpServer::start(site.network.node(pod.name), at(pod.address, 53));
+    let (seven, eight, two) = (serve(POD_51_7)?, serve(POD_51_8)?, serve(POD_51_2)?);
+    let received = || [seven.received(), eight.received(), two.received()];
+    let ask = |port: u16| -> Outcome {
+        let from = Some(at(POD_51_1.address, port));
+        let answer = udp_echo(site.network.node(POD_51_1.name), from, at(OTHER, 53), b"who is there?", SOON)?;
+        assert_eq!(answer, Some(at(OTHER, 53)), "port {port}");
+        Ok(())
+    };
+    let ports = 4000..4032;
+    ports.clone().try_for_each(ask)?;
+    let [at_seven, at_eight, _] = received();
+    assert!(at_seven > 0 && at_eight > 0 && at_seven + at_eight == 32, "{:?}", received());
+
+    // One backend terminates and serves, one is gone, one is new.
+    let second = with_dns(&[POD_51_8], &[(POD_51_8, true), (POD_51_2, false)]);
+    site.write_file("objects/objects.json", &second.to_string())?;
+    let mut client = site.client()?;
+    let mut flows_at = |pod: Pod| -> Result<u64, Box<dyn std::error::Error>> {
+        let destination = Some(pod.address.to_string());
+        let filter = Filter { protocol: Some("udp".to_owned()), destination, ..Filter::default() };
+        Ok(client.get::<FlowItem>(Resource::Flows, filter)?.len() as u64)
+    };
+    wait(|| flows_at(POD_51_7).ok().filter(|flows| *flows == 0), "the flows to the lost backend to go")?;
+    assert_eq!(flows_at(POD_51_8)?, at_eight, "a terminating endpoint that serves keeps its flows");
+    kept.echo(b"TCP ends by itself", SOON)?;
+
+    // Who was there stays there, who was sent away comes to the only one that is ready.
+    ports.clone().try_for_each(ask)?;
+    assert_eq!(received(), [at_seven, 2 * at_eight, at_seven]);
+
+    // Without any endpoint that serves nothing is deleted; the flows live on, answered or not.
+    let third = with_dns(&[POD_51_8], &[]);
+    let number = running.state().number;
+    site.write_file("objects/objects.json", &third.to_string())?;
+    wait(|| (running.state().number > number).then_some(()), "the endpoints to go")?;
+    ports.clone().try_for_each(ask)?;
+    assert_eq!(received(), [at_seven, 3 * at_eight, 2 * at_seven]);
+    kept.echo(b"UP-02", SOON)?;
     running.stop();
     Ok(())
 }

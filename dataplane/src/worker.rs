@@ -50,6 +50,7 @@ pub struct Handle {
     commands: Sender<Command>,
     wake: Arc<EventFd>,
     retired: Receiver<Arc<Tables>>,
+    epoch: std::time::Instant,
 }
 
 /// The worker has stopped.
@@ -82,6 +83,11 @@ impl Handle {
             let _ = answer.send(ask(worker));
         })))?;
         answered.recv().map_err(|_| Stopped)
+    }
+
+    /// The worker's time ([`Worker::now`]), read here.
+    pub fn now(&self) -> Instant {
+        since(self.epoch)
     }
 
     /// Frees tables that the worker no longer reads.
@@ -133,6 +139,7 @@ impl Worker {
     pub fn new(forwarder: Forwarder) -> io::Result<(Worker, Handle)> {
         let (commands, receiver) = crossbeam_channel::bounded(COMMANDS);
         let (retired, back) = crossbeam_channel::bounded(COMMANDS);
+        let epoch = std::time::Instant::now();
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let worker = Worker {
             forwarder,
@@ -141,11 +148,11 @@ impl Worker {
             retired,
             unreturned: Vec::new(),
             wake: wake.clone(),
-            epoch: std::time::Instant::now(),
+            epoch,
             stop: false,
             observer: None,
         };
-        Ok((worker, Handle { commands, wake, retired: back }))
+        Ok((worker, Handle { commands, wake, retired: back, epoch }))
     }
 
     /// Gives the worker a port, under the number that the tables know it by.
@@ -177,7 +184,7 @@ impl Worker {
 
     /// Time since the worker was made: the `now` of everything it does.
     pub fn now(&self) -> Instant {
-        Instant(u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        since(self.epoch)
     }
 
     /// All counters, the forwarder's and those of sending.
@@ -295,6 +302,10 @@ impl Worker {
         let _ = nix::poll::poll(&mut descriptors, timeout); // interrupted or not: the loop looks again
         let _ = self.wake.read();
     }
+}
+
+fn since(epoch: std::time::Instant) -> Instant {
+    Instant(u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl PortSet {

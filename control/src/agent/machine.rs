@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pollux_dataplane::packet::Family;
+use pollux_dataplane::packet::{Family, LinkAddr};
 use pollux_dataplane::route::source::{Lifetime, LinkState, Scope};
 use pollux_dataplane::route::{
     Changed, Interface, InterfaceAddress, Interfaces, Multipath, NextHop, Route, RouteKind,
@@ -83,7 +83,7 @@ fn configured(
 /// `view` with the parts of `old` that are equal: an established flow looks its next hop up again only
 /// after a change that may concern it.
 fn share(mut view: NodeView, old: &NodeView) -> NodeView {
-    if view.ports.iter().eq(old.ports.iter()) {
+    if view.ports.iter().eq(old.ports.iter()) && view.ports.tunnels().eq(old.ports.tunnels()) {
         view.ports = Arc::clone(&old.ports);
     }
     share_routing(&mut view.v4, &old.v4);
@@ -125,8 +125,10 @@ fn links(node: &NodeConfig, kernel: &KernelState) -> Links {
         false => LinkSettings::default(),
     };
     let ethernet = kernel.links.iter().filter_map(|link| {
-        let facts =
-            LinkFacts { link_address: link.link_address?, mtu: link.mtu, settings: settings(&link.name) };
+        // A tunnel of the kernel's has no link address, and Pollux's in its place needs none.
+        let is_tunnel = link.kind.as_deref() == Some("ipip");
+        let link_address = link.link_address.or(is_tunnel.then(LinkAddr::default))?;
+        let facts = LinkFacts { link_address, mtu: link.mtu, settings: settings(&link.name) };
         Some((link.name.clone(), facts))
     });
     ethernet.collect()
@@ -233,6 +235,8 @@ impl<'a> Names<'a> {
             Gateway::Other(_) => return Some(RouteKind::Host),
         };
         Some(match self.port_of(self.link(hop.link)?) {
+            // IPIP carries IPv4 only; another tunnel's routes are the kernel's.
+            Some(port) if A::VERSION == 6 && self.ports.tunnel(port).is_some() => RouteKind::Host,
             Some(port) => RouteKind::Via(NextHop { port, gateway, onlink: hop.onlink }),
             None => RouteKind::Host,
         })

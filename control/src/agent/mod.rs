@@ -22,6 +22,8 @@ mod ports;
 pub mod protocol;
 mod routes;
 mod shared;
+mod stale;
+mod tracking;
 mod view;
 mod watch;
 
@@ -29,11 +31,15 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use pollux_dataplane::flow::{Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
+use pollux_dataplane::nat::fragments::Limits;
+use pollux_dataplane::packet::{V4, V6};
 use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::fault::FaultHandle;
 use pollux_dataplane::port::guard::{Families, Guard, Means};
 use pollux_dataplane::port::memory::MemoryHandle;
 use pollux_dataplane::tables::Tables;
@@ -112,10 +118,12 @@ pub struct Running {
     admin: Option<admin::Server>,
     watch: Option<watch::Watch>,
     follow: Option<follow::Follower>,
+    sweeper: Option<stale::Sweeper>,
     worker: Option<JoinHandle<Worker>>,
     ended: Receiver<()>,
     guard: Option<Guard>,
     memory: HashMap<String, MemoryHandle>,
+    faults: HashMap<String, FaultHandle>,
 }
 
 impl Agent {
@@ -166,8 +174,12 @@ impl Agent {
         } else {
             Kernel::Read(Box::new(Mirror::dump(&netns).map_err(Failure::environment)?))
         };
-        let (mut worker, handle) = Worker::new(Forwarder::new(&settings, pool)?)?;
-        let shared = Shared::new(inputs, kernel, handle, pool, host)?;
+        let mut forwarder = Forwarder::new(&settings, pool)?;
+        let [v4, v6] = fragment_timeouts(&inputs.config);
+        forwarder.set_fragment_timeouts(v4, v6);
+        let (mut worker, handle) = Worker::new(forwarder)?;
+        let flows = tracking::FlowTables::of(worker.forwarder());
+        let shared = Shared::new(inputs, kernel, handle, flows, pool, host)?;
         let tables = Arc::clone(&shared.state().compiled.tables);
         let families = families(&tables);
         worker.forwarder().set_tables(tables);
@@ -186,12 +198,15 @@ impl Agent {
             admin: None,
             watch: None,
             follow: None,
+            sweeper: None,
             worker: Some(thread),
             ended,
             guard,
             memory: opened.memory,
+            faults: opened.faults,
         };
         running.shared.teach_all();
+        running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
         running.follow = follow::Follower::start(&running.shared)?;
         running.watch = follow.map(|sources| watch::Watch::start(sources, &running.shared)).transpose()?;
         running.admin = listener.map(|listener| listener.serve(&running.shared)).transpose()?;
@@ -228,6 +243,11 @@ impl Running {
         self.memory.get(port)
     }
 
+    /// The counters of the bad wire before a port; nothing when it has none.
+    pub fn faults(&self, port: &str) -> Option<&FaultHandle> {
+        self.faults.get(port)
+    }
+
     /// Becomes ready (disconnected) when the worker has ended by itself, which it never should.
     pub fn ended(&self) -> &Receiver<()> {
         &self.ended
@@ -243,6 +263,7 @@ impl Running {
         self.admin = None;
         self.watch = None;
         self.follow = None;
+        self.sweeper = None;
         let Some(thread) = self.worker.take() else { return };
         let _ = self.shared.worker.send(Command::Stop);
         let worker = thread.join();
@@ -307,7 +328,7 @@ fn settings(config: &Config) -> Settings {
         if sysctls.set(name, value) {
             return None;
         }
-        Some((Timeout::by_name(name)?, Some(std::time::Duration::from_secs(u64::from(value)))))
+        Some((Timeout::by_name(name)?, Some(Duration::from_secs(u64::from(value)))))
     });
     for (timeout, value) in from_proxy.into_iter().chain(from_node) {
         if let Some(value) = value.filter(|value| !value.is_zero())
@@ -320,9 +341,35 @@ fn settings(config: &Config) -> Settings {
     Settings { connections, clients, timeouts, sysctls, seed: rand::random() }
 }
 
+/// How long fragments wait, of IPv4 and of IPv6 (NAT-08).
+fn fragment_timeouts(config: &Config) -> [Duration; 2] {
+    let sysctl = |name| {
+        let seconds = config.node.as_ref().and_then(|node| node.sysctl.get(name))?;
+        Some(Duration::from_secs(u64::from(*seconds)))
+    };
+    [
+        sysctl("ipfrag_time").unwrap_or(Limits::of::<V4>().timeout),
+        sysctl("nf_conntrack_frag6_timeout").unwrap_or(Limits::of::<V6>().timeout),
+    ]
+}
+
 /// Says what is worth saying about the input.
 pub fn report<'a>(warnings: impl IntoIterator<Item = &'a Problem>) {
     for warning in warnings {
         warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nat_08_the_time_of_fragments_is_that_of_the_kernel_s_sysctls() {
+        let mut config = Config::default();
+        assert_eq!(fragment_timeouts(&config), [30, 60].map(Duration::from_secs));
+        let sysctl = [("ipfrag_time".to_string(), 5), ("nf_conntrack_frag6_timeout".to_string(), 6)];
+        config.node = Some(NodeConfig { sysctl: sysctl.into(), ..NodeConfig::default() });
+        assert_eq!(fragment_timeouts(&config), [5, 6].map(Duration::from_secs));
     }
 }

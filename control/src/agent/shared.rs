@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
 use pollux_dataplane::packet::{Address, Family, LinkAddr, PortId, V4, V6};
 use pollux_dataplane::pool::Pool;
@@ -16,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::input::Inputs;
 use super::ports::HostRoutes;
 use super::routes::Routes;
+use super::tracking::FlowTables;
 use super::{changes, machine};
 use crate::compile::{Compiled, Compiler};
 use crate::config::NodeConfig;
@@ -61,6 +64,7 @@ impl Kernel {
 
 pub(super) struct Shared {
     pub(super) worker: Handle,
+    pub(super) flows: FlowTables,
     pub(super) pool: &'static Pool,
     pub(super) started: Instant,
     pub(super) kernel: Kernel,
@@ -68,6 +72,10 @@ pub(super) struct Shared {
     /// Whether IPv6 was forwarded from the start: what the guard keeps from the kernel, and the host port's
     /// side, were made for that.
     forwards_v6: bool,
+    /// Asks for the UDP flows that have lost their way to be deleted (UP-03).
+    pub(super) sweep: (Sender<()>, Receiver<()>),
+    /// UDP flows that were.
+    pub(super) swept: AtomicU64,
     /// Held while something is changed, so that changes come one after the other.
     changing: Mutex<Changing>,
 }
@@ -92,6 +100,7 @@ impl Shared {
         inputs: Inputs,
         kernel: Kernel,
         worker: Handle,
+        flows: FlowTables,
         pool: &'static Pool,
         mut host: HostRoutes,
     ) -> Result<Arc<Shared>, crate::cli::Failure> {
@@ -108,11 +117,14 @@ impl Shared {
         let state = State { inputs, view, compiled, number: 1, since: Timestamp::now() };
         Ok(Arc::new(Shared {
             worker,
+            flows,
             pool,
             started: began,
             kernel,
             state: RwLock::new(Arc::new(state)),
             forwards_v6,
+            sweep: crossbeam_channel::bounded(1),
+            swept: AtomicU64::new(0),
             changing: Mutex::new(Changing { compiler, routes, host, leads: true }),
         }))
     }
@@ -255,8 +267,13 @@ impl Shared {
             }
         }
         let lessons = differences(&listed(&old.view), &listed(&view));
+        let sweep = compiled.udp != old.compiled.udp;
         let state = State { inputs, view, compiled, number: old.number + 1, since: Timestamp::now() };
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+        if sweep {
+            // Full: it is asked for already, and has not begun.
+            let _ = self.sweep.0.try_send(());
+        }
         self.teach(lessons);
         Ok(())
     }

@@ -240,6 +240,7 @@ pub(super) fn backend_name(backend: Backend) -> &'static str {
         Backend::Tap => "tap",
         Backend::Pcap => "pcap",
         Backend::Memory => "memory",
+        Backend::Ipip => "ipip",
     }
 }
 

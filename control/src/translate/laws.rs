@@ -260,16 +260,28 @@ fn said<A: Family>(translation: &Translation<A>) -> Vec<String> {
     lines
 }
 
+/// Everything that decides where UDP flows may stay (UP-03).
+fn udp<A: Family>(translation: &Translation<A>) -> String {
+    let Translation { services, ports, .. } = translation;
+    let frontends = services.frontends().map(|(_, frontend)| frontend);
+    let udp = frontends.filter(|frontend| frontend.key.protocol == Protocol::UDP);
+    let serving: Vec<_> =
+        udp.map(|frontend| (frontend.key, &ports[frontend.service_port as usize].serving)).collect();
+    format!("{serving:?} {:?}", services.policy().node_ports)
+}
+
 /// One family, followed.
 struct Followed<A: Family> {
     translator: Translator<A>,
     /// Which frontends there were after the last update, and its count of their changes.
     frontends: (Vec<FrontendKey<A>>, u64),
+    /// Where UDP flows might stay after the last update, and its count of the changes (UP-03).
+    udp: (String, u64),
 }
 
 impl<A: Family> Followed<A> {
     fn new() -> Self {
-        Followed { translator: Translator::default(), frontends: (Vec::new(), 0) }
+        Followed { translator: Translator::default(), frontends: (Vec::new(), 0), udp: (String::new(), 0) }
     }
 
     fn follow(
@@ -286,6 +298,11 @@ impl<A: Family> Followed<A> {
             prop_assert_eq!(&keys, &self.frontends.0);
         }
         self.frontends = (keys, followed.frontends);
+        let udp = udp(&followed);
+        if followed.udp == self.udp.1 {
+            prop_assert_eq!(&udp, &self.udp.0);
+        }
+        self.udp = (udp, followed.udp);
         // Clients are kept at the same endpoints, too.
         prop_assert_eq!(followed.services.departed(&at_once.services), []);
         prop_assert_eq!(at_once.services.departed(&followed.services), []);

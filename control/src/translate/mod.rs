@@ -19,6 +19,7 @@ mod node;
 mod ports;
 mod rules;
 mod slices;
+pub mod stale;
 #[cfg(test)]
 mod tests;
 mod translator;
@@ -63,6 +64,8 @@ pub struct Translation<A: Family> {
     pub ports: ServicePorts<A>,
     /// Counts the updates that changed which frontends there are.
     pub frontends: u64,
+    /// Counts the updates that changed where UDP flows may stay (UP-03).
+    pub udp: u64,
     /// The health checks that this node answers (UP-05), by Service.
     pub health_checks: Arc<[HealthCheck]>,
     /// Whether 127.0.0.0/8 is guarded against other nodes (NO-07).

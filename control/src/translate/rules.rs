@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pollux_dataplane::packet::{Family, Prefix};
+use pollux_dataplane::packet::{Family, Prefix, Protocol};
 use pollux_dataplane::service::{
-    Affinity, BackendSet, Builder, FilterRule, Frontend, FrontendAddress, FrontendKey, FrontendKind, Path,
+    Affinity, Backend, BackendSet, Builder, FilterRule, Frontend, FrontendAddress, FrontendKey, FrontendKind,
+    Path,
 };
 
 use super::Input;
@@ -23,6 +24,9 @@ pub struct ServicePortRules<A: Family> {
     pub place: usize,
     /// What it may choose from.
     pub endpoints: EndpointSets<A>,
+    /// UDP: all its endpoints that serve, sorted, wherever they are and terminating or not: where its flows may
+    /// stay (UP-03). Empty for other protocols, whose connections end by themselves (UP-02).
+    pub serving: Vec<Backend<A>>,
     /// `internalTrafficPolicy`.
     pub internal_policy: TrafficPolicy,
     /// `externalTrafficPolicy`.
@@ -53,6 +57,12 @@ impl<A: Family> ServicePortRules<A> {
             local: service.internal_policy == TrafficPolicy::Local
                 || service.external_policy == TrafficPolicy::Local && externally_accessible,
         };
+        let mut serving = Vec::new();
+        if port.protocol == Protocol::UDP {
+            let all = endpoints.iter().filter(|endpoint| endpoint.state.serving);
+            serving.extend(all.map(|endpoint| endpoint.backend));
+            serving.sort_unstable();
+        }
         let endpoints = categorise(endpoints, uses, topology);
         ServicePortRules {
             id: ServicePortId {
@@ -61,6 +71,7 @@ impl<A: Family> ServicePortRules<A> {
                 protocol: port.protocol,
             },
             place,
+            serving,
             internal_policy: service.internal_policy,
             external_policy: service.external_policy,
             sources: match endpoints.availability {

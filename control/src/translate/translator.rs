@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use pollux_dataplane::packet::Family;
+use pollux_dataplane::packet::{Family, Protocol};
 use pollux_dataplane::service::{Builder, FrontendKey};
 
 use super::endpoints::{self, Place, Topology, gather};
@@ -37,6 +37,8 @@ pub struct Translator<A: Family> {
     free: Vec<u32>,
     /// Counts the updates that changed which frontends there are.
     frontends: u64,
+    /// Counts the updates that changed where UDP flows may stay.
+    udp: u64,
     /// The numbers of each Service's ports.
     services: HashMap<NamespacedName, Vec<u32>>,
     claims: HashMap<FrontendKey<A>, Claim>,
@@ -97,6 +99,7 @@ impl<A: Family> Default for Translator<A> {
             made: Vec::new(),
             free: Vec::new(),
             frontends: 0,
+            udp: 0,
             services: HashMap::new(),
             claims: HashMap::new(),
             health_checks: BTreeMap::new(),
@@ -116,6 +119,7 @@ impl<A: Family> Translator<A> {
         slices: &SliceIndex,
         services: &BTreeSet<NamespacedName>,
     ) -> Translation<A> {
+        let mut changed = Changed::default();
         let mut all = BTreeSet::new();
         let mut services = services;
         if self.context.as_ref().is_none_or(|context| !context.is_of(input)) {
@@ -125,8 +129,9 @@ impl<A: Family> Translator<A> {
             let known = self.services.keys().chain(input.cluster.services.keys());
             all.extend(known.chain(services).cloned());
             services = &all;
+            // Where node ports answer may have changed (FE-07).
+            changed.udp = true;
         }
-        let mut changed = Changed::default();
         for key in services {
             self.change(input, slices, key, &mut changed);
         }
@@ -143,6 +148,9 @@ impl<A: Family> Translator<A> {
         if changed.which_frontends || !changed.frontends.is_empty() {
             self.frontends += 1;
         }
+        if changed.udp || changed.frontends.iter().any(|key| key.protocol == Protocol::UDP) {
+            self.udp += 1;
+        }
         if changed.health_checks {
             self.listed_health_checks = self.health_checks.values().cloned().collect();
         }
@@ -150,6 +158,7 @@ impl<A: Family> Translator<A> {
             services: self.builder.snapshot(),
             ports: self.ports.clone(),
             frontends: self.frontends,
+            udp: self.udp,
             health_checks: Arc::clone(&self.listed_health_checks),
             localhost_node_ports: input.localhost_node_ports::<A>(),
             mark: node::mark(input.proxy),
@@ -189,11 +198,13 @@ impl<A: Family> Translator<A> {
                         continue;
                     }
                     changed.which_frontends |= made.rules.frontends != rules.frontends;
+                    changed.udp |= rules.id.protocol == Protocol::UDP;
                     self.give_up(number, changed);
                     number
                 }
                 None => {
                     changed.which_frontends = true;
+                    changed.udp |= rules.id.protocol == Protocol::UDP;
                     self.free.pop().unwrap_or(self.made.len() as u32)
                 }
             };
@@ -202,6 +213,7 @@ impl<A: Family> Translator<A> {
         }
         for number in gone {
             changed.which_frontends = true;
+            changed.udp |= self.rules(number).id.protocol == Protocol::UDP;
             self.give_up(number, changed);
             self.take_out(number);
             self.made[number as usize] = None;
@@ -374,6 +386,8 @@ struct Changed<A: Family> {
     frontends: BTreeSet<FrontendKey<A>>,
     /// Whether a service port came, went, or has others than before.
     which_frontends: bool,
+    /// Whether a UDP service port came, went, or is another than before.
+    udp: bool,
     health_checks: bool,
 }
 
@@ -383,6 +397,7 @@ impl<A: Family> Default for Changed<A> {
             ports: BTreeSet::new(),
             frontends: BTreeSet::new(),
             which_frontends: false,
+            udp: false,
             health_checks: false,
         }
     }

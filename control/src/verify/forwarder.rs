@@ -68,6 +68,7 @@ impl Node {
             v6: family_view::<V6>(input, &interfaces[0]),
             neighbours: GATEWAYS.map(neighbour).to_vec(),
             masquerade_ports: MasqueradePorts::Random,
+            listed_peers: Vec::new(),
         };
         let config = Config { proxy: input.proxy.clone(), node: None };
         let compiled = compile(input.cluster, &config, input.node_name, &view);

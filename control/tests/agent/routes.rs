@@ -78,11 +78,11 @@ pub(super) fn several_ways_are_followed(site: &Site) -> Outcome {
         pod.port
     ))?;
     let route = wait(|| shown(&mut client), "the new route")?;
-    let ways: Vec<_> =
-        route.next_hops.iter().map(|hop| (hop.via, hop.port.as_deref(), hop.weight)).collect();
+    let ways: Vec<_> = route.next_hops.iter().map(|hop| (hop.via, hop.port.as_deref(), hop.weight)).collect();
     assert_eq!(ways, [(Some("172.16.1.88".parse()?), Some("ens3"), 3), (None, Some(pod.port), 1)]);
     assert_eq!((route.kind.as_str(), route.via, route.port), ("unicast", None, None));
-    let table = site.pollux(&["get", "routes", "192.0.2.0/24", "--admin"]).arg(site.path("admin.sock")).output()?;
+    let table =
+        site.pollux(&["get", "routes", "192.0.2.0/24", "--admin"]).arg(site.path("admin.sock")).output()?;
     let table = String::from_utf8(table.stdout)?;
     assert!(table.contains("weight 3") && table.contains("weight 1"), "{table}");
 

@@ -21,8 +21,8 @@ pub(super) type Outcome = Result<(), Box<dyn std::error::Error>>;
 /// Longest wait for what must come.
 pub(super) const SOON: Duration = Duration::from_secs(5);
 
-/// The address of a Service that no test sends to: it shows in the host's routes.
-const OTHER: Ipv4Addr = Ipv4Addr::new(10, 150, 0, 77);
+/// The address of another Service: it shows in the host's routes, and one test gives it endpoints.
+pub(super) const OTHER: Ipv4Addr = Ipv4Addr::new(10, 150, 0, 77);
 
 /// A network of its own, and the files of slave1's agent.
 pub(super) struct Site {

@@ -24,6 +24,9 @@ impl Accounting {
         Array::new(words).map(Accounting)
     }
 
+    /// Out of line: where accounting is off, the packet path has one branch and nothing else of it.
+    #[cold]
+    #[inline(never)]
     pub(super) fn count(&self, entry: EntryRef, bytes: u32) {
         let at = entry.index as usize * 2;
         self.0[at].fetch_add(1, Relaxed);

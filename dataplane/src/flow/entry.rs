@@ -7,10 +7,10 @@
 //!  3-4   8-12 rewrite: addresses; ports, two checksum deltas    under the version
 //!  5     13   next hop (32) · its generation (32)                   replaced in place by one store
 //!  6     6    fresh until (32) · protocol's scratch (32)            written at coarse steps, by its users
-//!  7     7    free, for sequence tracking
+//!  7     7    what was seen of the direction (TCP, SCTP)         likewise
 //! ```
 //!
-//! The scratch of the original entry is the time of the first packet for UDP, in milliseconds.
+//! The scratch and word 7 are described at [`Memory`](super::segment::Memory).
 //!
 //! Words are read and written as relaxed atomics. The version is odd while the entry lives; it is raised
 //! before the entry is written or given up, and again when it is ready. A reader acts on a copy whose version
@@ -28,7 +28,7 @@ use crate::nat::rewrite::Changes;
 use crate::packet::checksum::Delta;
 use crate::packet::family::{Address, Family};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicU64, fence};
+use crate::sync::{AtomicU64, fence, overwrite64};
 
 /// Words that a line view shows: an entry, and for IPv4 the one behind it.
 const VIEW: usize = 16;
@@ -40,6 +40,7 @@ const FLAGS: u64 = 0xff;
 const VERSION: usize = 0;
 const KEY: usize = 1;
 pub(super) const USE: usize = 6;
+pub(super) const SEEN: usize = 7;
 
 /// Where the frames of a flow go: an index of the route table's next hops, and the generation of the routes
 /// it was taken from. The flow table only keeps it.
@@ -161,6 +162,7 @@ impl<A: Family> Entries<A> {
             let ports = view[Self::PORTS].load(Relaxed);
             let next_hop = view[Self::NEXT_HOP].load(Relaxed);
             let last_use = view[USE].load(Relaxed);
+            let seen = view[SEEN].load(Relaxed);
             // Pairs with the fence of `write` and `give_up`: whoever saw a word that they stored sees their
             // version here.
             fence(Acquire);
@@ -170,7 +172,7 @@ impl<A: Family> Entries<A> {
             let hit = Hit {
                 entry: EntryRef { index, version: (before >> 32) as u32 },
                 mark: before as u32,
-                words: HitWords { addresses, ports, next_hop, flags: key[Self::KEY_WORDS - 1] & FLAGS },
+                words: HitWords { addresses, ports, next_hop, seen, flags: key[Self::KEY_WORDS - 1] & FLAGS },
                 fresh_until: last_use as u32,
                 family: PhantomData,
             };
@@ -186,7 +188,7 @@ impl<A: Family> Entries<A> {
     }
 
     /// Fills a free entry and makes it live: its new version. The caller holds the table's lock.
-    pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64) -> u32 {
+    pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64, seen: u64) -> u32 {
         let view = self.view(index);
         let version = self.next_version(index);
         // The version is even already (`give_up` raised it); the words must not be seen before that.
@@ -203,8 +205,9 @@ impl<A: Family> Entries<A> {
             view[Self::ADDRESSES + word].store(*value, Relaxed);
         }
         view[Self::PORTS].store(ports, Relaxed);
-        view[Self::NEXT_HOP].store(content.next_hop.word(), Relaxed);
-        view[USE].store(last_use, Relaxed);
+        overwrite64(&view[Self::NEXT_HOP], content.next_hop.word(), Relaxed);
+        overwrite64(&view[USE], last_use, Relaxed);
+        view[SEEN].store(seen, Relaxed);
         view[VERSION].store(u64::from(version) << 32 | u64::from(content.mark), Release);
         version
     }
@@ -219,13 +222,10 @@ impl<A: Family> Entries<A> {
         fence(Release);
     }
 
-    /// Replaces the next hop, if the entry's life is still `version`.
+    /// Replaces the next hop, if the entry's life is still `version`. The caller holds the table's lock.
     pub(super) fn set_next_hop(&self, index: u32, version: u32, next_hop: NextHopRef) {
-        let word = &self.view(index)[Self::NEXT_HOP];
-        let old = word.load(Acquire);
         if self.version(index) == version {
-            // Fails only when another worker has just set it.
-            let _ = word.compare_exchange(old, next_hop.word(), Relaxed, Relaxed);
+            self.view(index)[Self::NEXT_HOP].store(next_hop.word(), Relaxed);
         }
     }
 

@@ -9,7 +9,7 @@ use super::table::{End, FlowTable, Writer};
 use super::types::{EntryRef, Tick};
 use crate::packet::family::Family;
 use crate::sync::Ordering::{Relaxed, Release};
-use crate::sync::TryLockError;
+use crate::sync::{TryLockError, overwrite32, overwrite64};
 
 /// Every deadline is looked at so often when [`FlowTable::expire`] gets the budget it asks for.
 const EXPIRY_ROUND: Duration = Duration::from_millis(500);
@@ -63,8 +63,15 @@ impl<A: Family> FlowTable<A> {
             }
             left -= next - start;
             writer.expiry_cursor = next as u32;
-            expired += found;
-            self.end_all(&mut writer, &batch[..found]);
+            let mut over = 0;
+            for place in 0..found {
+                if self.is_due(batch[place], now) {
+                    batch[over] = batch[place];
+                    over += 1;
+                }
+            }
+            expired += over;
+            self.end_all(&mut writer, &batch[..over]);
         }
         expired
     }
@@ -92,7 +99,7 @@ impl<A: Family> FlowTable<A> {
         for _ in 0..EVICTION_SEARCH.min(self.capacity) {
             let connection = writer.eviction_cursor;
             writer.eviction_cursor = (connection + 1) % self.capacity;
-            if now.until(self.deadlines[connection as usize].load(Relaxed)) <= 0 {
+            if self.is_due(connection, now) {
                 return Some((connection, End::Expired));
             }
             let status = Status(self.states[connection as usize].load(Relaxed) as u32);
@@ -112,6 +119,19 @@ impl<A: Family> FlowTable<A> {
             return false;
         }
         self.end_locked(&mut writer, entry.connection(), end);
+        true
+    }
+
+    /// Ends a connection whose deadline has come, unless it lives on after all. Says whether it is gone.
+    pub(super) fn end_if_over(&self, entry: EntryRef, now: Tick) -> bool {
+        let mut writer = self.lock();
+        if self.entries.version(entry.index) != entry.version {
+            return true;
+        }
+        if !self.is_due(entry.connection(), now) {
+            return false;
+        }
+        self.end_locked(&mut writer, entry.connection(), End::Expired);
         true
     }
 
@@ -154,8 +174,8 @@ impl<A: Family> FlowTable<A> {
     pub(super) fn give_up(&self, writer: &mut Writer, connection: u32) {
         self.entries.give_up(connection * 2);
         self.entries.give_up(connection * 2 + 1);
-        self.states[connection as usize].store(0, Relaxed);
-        self.deadlines[connection as usize].store(0, Release);
+        overwrite64(&self.states[connection as usize], 0, Relaxed);
+        overwrite32(&self.deadlines[connection as usize], 0, Release);
         self.entries.link(connection * 2).store(u64::from(writer.free), Relaxed);
         writer.free = connection + 1;
     }

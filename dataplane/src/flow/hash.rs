@@ -16,6 +16,11 @@ impl Hash {
     pub fn bits(self) -> u32 {
         (self.0 >> 32) as u32
     }
+
+    /// The whole of it, for another table under the same seed.
+    pub(crate) fn wide(self) -> u64 {
+        self.0
+    }
 }
 
 /// A key for the state to begin with, and two round keys.

@@ -144,6 +144,19 @@ impl Index {
         word.store(word.load(Acquire).wrapping_add_signed(change), Release);
     }
 
+    /// Where a key may be: its home and its other bucket, and the signature that it has there.
+    #[cfg(feature = "model")]
+    pub(super) fn places(&self, hash: Hash) -> ([u32; 2], u16) {
+        let (home, signature) = (self.home(hash), signature(hash));
+        ([home, self.other(home, signature)], signature)
+    }
+
+    /// Whether `reference`, added under `hash`, is at home.
+    #[cfg(feature = "model")]
+    pub(super) fn is_at_home(&self, hash: Hash, reference: u32) -> bool {
+        place_of(self.bucket(self.home(hash)), signature(hash), reference).is_some()
+    }
+
     #[inline]
     fn home(&self, hash: Hash) -> u32 {
         hash.0 as u32 & self.mask

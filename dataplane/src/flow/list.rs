@@ -6,8 +6,10 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::events::{EventKind, FlowEvent};
-use super::state::Status;
+use super::segment;
+use super::state::{State, Status};
 use super::table::{End, FlowTable};
+use super::timeout::Timeout;
 use super::types::{EntryRef, FlowInfo, Tick};
 use crate::packet::family::Family;
 use crate::sync::{Ordering::Acquire, spin_loop};
@@ -68,6 +70,17 @@ impl<A: Family> FlowTable<A> {
         }
     }
 
+    /// Which timeout a connection's time runs on.
+    fn timeout_of(&self, status: Status, connection: u32) -> Timeout {
+        match status.state() {
+            State::Tcp(state) => {
+                let waits = self.waits(status, connection);
+                segment::timeout(status, state, waits, &self.sysctls, &self.timeouts)
+            }
+            state => state.timeout(),
+        }
+    }
+
     /// A consistent copy of a connection, if the slot has one.
     fn info(&self, connection: u32, now: Tick) -> Option<FlowInfo<A>> {
         let index = connection * 2;
@@ -82,6 +95,7 @@ impl<A: Family> FlowTable<A> {
                 continue;
             }
             let status = Status(word as u32);
+            let deadline = self.true_deadline(status, connection, deadline);
             return Some(FlowInfo {
                 entry: there.entry,
                 id: there.entry.id(),
@@ -91,7 +105,7 @@ impl<A: Family> FlowTable<A> {
                 seen_reply: status.seen_reply(),
                 assured: status.assured(),
                 mark: there.mark,
-                timeout: status.timeout(),
+                timeout: self.timeout_of(status, connection),
                 remaining: Duration::from_millis(now.until(deadline).max(0) as u64),
                 original_next_hop: there.next_hop(),
                 reply_next_hop: back.next_hop(),

@@ -17,7 +17,8 @@
 //! | --- | --- |
 //! | [`key`] | tuples, their inverse, the rewrite between two |
 //! | [`state`] | the one state word of a connection and how packets move it |
-//! | [`tcp`] | the TCP state table, as data |
+//! | [`tcp`], `segment`, `window` | the TCP state table, as data; one segment; its window |
+//! | [`sctp`] | the SCTP state table, as data; one packet's chunks |
 //! | [`timeout`] | the timeouts, as data |
 //! | `hash`, `index`, `entry` | the memory layout, hidden behind the table |
 //! | [`table`], `touch`, `expiry`, `list` | the table: lookups and insertion, states, ends, what people see |
@@ -32,6 +33,8 @@ mod hash;
 mod index;
 pub mod key;
 mod list;
+pub mod sctp;
+mod segment;
 pub mod state;
 mod sysctl;
 pub mod table;
@@ -39,6 +42,7 @@ pub mod tcp;
 pub mod timeout;
 mod touch;
 mod types;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -48,7 +52,9 @@ pub use entry::NextHopRef;
 pub use events::{EventKind, FlowEvent};
 pub use hash::Hash;
 pub use key::{Direction, FlowKey, PackedKey};
-pub use state::{Event, Invalid, SctpState, State, first_packet};
+pub use sctp::{SctpPacket, SctpState};
+pub use segment::TcpSegment;
+pub use state::{Event, Invalid, State, first_packet};
 pub use sysctl::Sysctls;
 pub use table::{FlowTable, MAX_CONNECTIONS};
 pub use tcp::{Segment, TcpState};

@@ -2,28 +2,22 @@
 //!
 //! `step` is pure: status, direction and what the packet says go in; the next status and the timeout to
 //! renew come out. The table applies it with one compare-and-swap, so two workers that see a FIN and a RST at
-//! once agree on an order (CT-12). TCP follows `tcp`; UDP becomes a stream when both sides have
-//! used it for two seconds; SCTP is followed by who speaks, not yet by its chunks.
+//! once agree on an order (CT-12). TCP follows [`tcp`](super::tcp) and [`segment`](super::segment), SCTP its chunks
+//! ([`sctp`](super::sctp)); UDP becomes a stream when both sides have used it for two seconds.
 
 use super::key::{Direction, FlowKey};
-use super::tcp::{self, Segment, TcpState, Transition};
-use super::timeout::Timeout;
+use super::sctp::{self, SctpPacket, SctpState};
+use super::segment::{self, Memory, TcpSegment};
+use super::sysctl::Sysctls;
+use super::tcp::{self, Segment, TcpState};
+use super::timeout::{Timeout, Timeouts};
+use super::window::Windows;
+use crate::packet::Packet;
 use crate::packet::family::{Family, Protocol};
+use crate::packet::parse::Headers;
 
 /// UDP used by both sides for at least so long is a stream (CT-05), milliseconds.
 pub(super) const STREAM_AFTER: u32 = 2_000;
-
-/// An SCTP state of a connection, as the speakers alone show it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(u8)]
-pub enum SctpState {
-    /// One side spoke (INIT).
-    CookieWait,
-    /// The other answered, and the first spoke again (COOKIE ECHO).
-    CookieEchoed,
-    /// The other answered that too (COOKIE ACK).
-    Established,
-}
 
 /// The protocol's view of a connection; it selects the timeout.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -46,7 +40,7 @@ pub enum State {
 
 impl State {
     /// All states, with the timeout and the name of each, in the order of their codes.
-    const TABLE: [(State, Timeout, &'static str); 17] = [
+    pub const TABLE: [(State, Timeout, &'static str); 22] = [
         (State::Tcp(TcpState::SynSent), Timeout::TcpSynSent, "SYN_SENT"),
         (State::Tcp(TcpState::SynRecv), Timeout::TcpSynRecv, "SYN_RECV"),
         (State::Tcp(TcpState::Established), Timeout::TcpEstablished, "ESTABLISHED"),
@@ -60,9 +54,14 @@ impl State {
         (State::UdpStream, Timeout::UdpStream, "UDP_STREAM"),
         (State::Icmp, Timeout::Icmp, "ICMP"),
         (State::Icmpv6, Timeout::Icmpv6, "ICMPV6"),
+        (State::Sctp(SctpState::Closed), Timeout::SctpClosed, "CLOSED"),
         (State::Sctp(SctpState::CookieWait), Timeout::SctpCookieWait, "COOKIE_WAIT"),
         (State::Sctp(SctpState::CookieEchoed), Timeout::SctpCookieEchoed, "COOKIE_ECHOED"),
         (State::Sctp(SctpState::Established), Timeout::SctpEstablished, "ESTABLISHED"),
+        (State::Sctp(SctpState::ShutdownSent), Timeout::SctpShutdownSent, "SHUTDOWN_SENT"),
+        (State::Sctp(SctpState::ShutdownRecd), Timeout::SctpShutdownRecd, "SHUTDOWN_RECD"),
+        (State::Sctp(SctpState::ShutdownAckSent), Timeout::SctpShutdownAckSent, "SHUTDOWN_ACK_SENT"),
+        (State::Sctp(SctpState::HeartbeatSent), Timeout::SctpHeartbeatSent, "HEARTBEAT_SENT"),
         (State::Generic, Timeout::Generic, "GENERIC"),
     ];
 
@@ -86,7 +85,7 @@ impl State {
             State::Icmp => 11,
             State::Icmpv6 => 12,
             State::Sctp(state) => 13 + state as u8,
-            State::Generic => 16,
+            State::Generic => 21,
         }
     }
 
@@ -98,25 +97,43 @@ impl State {
 
 /// What a packet says to its connection, beyond being there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Event {
+pub enum Event<'a> {
     /// A TCP segment.
-    Tcp(Segment),
+    Tcp(TcpSegment<'a>),
+    /// An SCTP packet.
+    Sctp(SctpPacket<'a>),
     /// A packet of any other protocol.
     Other,
 }
 
-impl Event {
-    /// The event of a packet of `protocol`; `tcp_flags` is the flags byte of the TCP header, and is not
-    /// looked at for other protocols.
+impl<'a> Event<'a> {
+    /// What a parsed packet says. Later fragments say nothing.
     #[inline]
-    pub fn new(protocol: Protocol, tcp_flags: u8) -> Event {
-        if protocol == Protocol::TCP { Event::Tcp(Segment::of(tcp_flags)) } else { Event::Other }
+    pub fn of<A: Family>(packet: &'a Packet, headers: &Headers<A>) -> Event<'a> {
+        let (start, end) = (usize::from(headers.l4), headers.end as usize);
+        let transport = || {
+            let frame = packet.head();
+            frame.get(start..end.min(frame.len())).unwrap_or_default()
+        };
+        let read = match headers.protocol {
+            Protocol::TCP => {
+                let len = (end - start) as u32 + u32::from(headers.following);
+                TcpSegment::read(transport(), len).map(Event::Tcp)
+            }
+            Protocol::SCTP => SctpPacket::read(transport()).map(Event::Sctp),
+            _ => None,
+        };
+        read.unwrap_or(Event::Other)
     }
 
     /// Whether such a packet changes nothing in a connection that is in use in both directions.
     #[inline]
-    pub(super) fn is_plain(self) -> bool {
-        matches!(self, Event::Other | Event::Tcp(Segment::Ack))
+    pub(super) fn is_plain(&self) -> bool {
+        match self {
+            Event::Other => true,
+            Event::Tcp(segment) => segment.kind == Segment::Ack,
+            Event::Sctp(_) => false,
+        }
     }
 }
 
@@ -127,22 +144,61 @@ pub struct Invalid;
 /// The state that the first packet of a connection makes.
 ///
 /// # Errors
-/// [`Invalid`] for a TCP segment other than SYN or ACK alone (CT-06), and for an ICMP message that is not a
-/// query's request.
-pub fn first_packet<A: Family>(key: &FlowKey<A>, event: Event) -> Result<State, Invalid> {
+/// [`Invalid`] for a TCP segment other than SYN or ACK alone (CT-06; with `tcp_loose` off, other than SYN), for
+/// SCTP chunks that begin nothing, and for an ICMP message that is not a query's request.
+pub fn first_packet<A: Family>(
+    key: &FlowKey<A>,
+    event: &Event<'_>,
+    sysctls: &Sysctls,
+) -> Result<State, Invalid> {
     match key.protocol {
         Protocol::TCP => match event {
-            Event::Tcp(segment) => tcp::first(segment).map(State::Tcp).ok_or(Invalid),
-            Event::Other => Err(Invalid),
+            Event::Tcp(segment) => match tcp::first(segment.kind) {
+                Some(TcpState::Established) if !sysctls.tcp_loose => Err(Invalid),
+                first => first.map(State::Tcp).ok_or(Invalid),
+            },
+            _ => Err(Invalid),
         },
         Protocol::UDP => Ok(State::Udp),
-        Protocol::SCTP => Ok(State::Sctp(SctpState::CookieWait)),
+        Protocol::SCTP => match event {
+            Event::Sctp(packet) => sctp::begin(packet).map(|(status, _)| status.state()).ok_or(Invalid),
+            _ => Err(Invalid),
+        },
         protocol if protocol == A::ICMP => match key.is_icmp_request() {
             true if A::VERSION == 4 => Ok(State::Icmp),
             true => Ok(State::Icmpv6),
             false => Err(Invalid),
         },
         _ => Ok(State::Generic),
+    }
+}
+
+/// The status of a connection after its first packet, and what is remembered of that.
+pub(super) fn begin(state: State, event: &Event<'_>, windows: Option<&mut Windows>) -> (Status, Memory) {
+    let status = Status::new(state);
+    let mut memory = Memory::default();
+    match (state, event) {
+        (State::Tcp(_), Event::Tcp(segment)) => {
+            let status = segment::begin(status, segment, &mut memory, windows);
+            (status, memory)
+        }
+        (State::Sctp(_), Event::Sctp(packet)) => sctp::begin(packet).unwrap_or((status, memory)),
+        _ => (status, memory),
+    }
+}
+
+/// The timeout that the first packet starts.
+pub(super) fn first_timeout(
+    status: Status,
+    memory: &Memory,
+    (sysctls, timeouts): (&Sysctls, &Timeouts),
+) -> Timeout {
+    match status.state() {
+        State::Tcp(state) => {
+            let waits = segment::is_unacknowledged(status, memory);
+            segment::timeout(status, state, waits, sysctls, timeouts)
+        }
+        state => state.timeout(),
     }
 }
 
@@ -156,49 +212,89 @@ impl Status {
     const SEEN_REPLY: u32 = 1 << 8;
     /// Worth keeping when the table is full (CT-09).
     const ASSURED: u32 = 1 << 9;
-    /// TCP: a side sent a FIN while the connection was open.
-    const CLOSED: u32 = 1 << 10;
-    /// TCP: the last segment was a RST in the original direction, or in the reply direction.
-    const LAST_RST: [u32; 2] = [1 << 11, 1 << 12];
+    /// The deadline is an early one: see [`Status::is_provisional`].
+    const PROVISIONAL: u32 = 1 << 10;
+
+    // TCP.
+    /// A side sent a FIN while the connection was open.
+    const CLOSED: u32 = 1 << 11;
+    /// The last segment's kind, plus one; 0 when there was none. Segments of settled connections are not noted.
+    const LAST: u32 = 12;
+    /// Its direction.
+    const LAST_BACK: u32 = 1 << 15;
+    /// An acknowledgement was seen in the original direction; in the reply direction.
+    const ACKED: [u32; 2] = [1 << 16, 1 << 17];
+    /// Likewise: a sequence number.
+    const TRACKED: [u32; 2] = [1 << 18, 1 << 19];
+    /// Both sides sent a SYN.
+    const OPENED_BY_BOTH: u32 = 1 << 20;
+    /// A SYN was let through in LAST_ACK.
+    const CHALLENGE: u32 = 1 << 21;
+    /// The last acknowledgement offered no window.
+    const WINDOW_CLOSED: u32 = 1 << 22;
+    /// How often the last segment was repeated.
+    const RETRANSMISSIONS: u32 = 24;
+
+    // SCTP.
+    /// An INIT was seen in the original direction; in the reply direction.
+    const INIT: [u32; 2] = [1 << 16, 1 << 17];
+    /// A heartbeat had a wrong tag, in the direction of `LAST_BACK`.
+    const HEARTBEAT_FAILED: u32 = 1 << 18;
 
     pub(super) fn new(state: State) -> Status {
         Status(u32::from(state.code()))
+    }
+
+    /// Of an SCTP connection that does not begin yet.
+    pub(super) fn of_sctp() -> Status {
+        Status::new(State::Sctp(SctpState::Closed))
     }
 
     pub(super) fn state(self) -> State {
         State::from_code((self.0 & Self::CODE) as u8)
     }
 
+    fn has(self, bits: u32) -> bool {
+        self.0 & bits != 0
+    }
+
     pub(super) fn seen_reply(self) -> bool {
-        self.0 & Self::SEEN_REPLY != 0
+        self.has(Self::SEEN_REPLY)
     }
 
     pub(super) fn assured(self) -> bool {
-        self.0 & Self::ASSURED != 0
+        self.has(Self::ASSURED)
+    }
+
+    /// What a packet of the direction adds: a packet came back, or nothing.
+    pub(super) fn seen_in(direction: Direction) -> u32 {
+        match direction {
+            Direction::Original => 0,
+            Direction::Reply => Self::SEEN_REPLY,
+        }
     }
 
     /// Whether plain packets of either direction change nothing but the last use.
     pub(super) fn is_settled(self) -> bool {
         self.seen_reply()
             && match self.state() {
-                State::Tcp(TcpState::Established) => self.assured(),
-                State::Tcp(_) => false,
-                State::Sctp(state) => state == SctpState::Established,
+                State::Tcp(TcpState::Established) => {
+                    self.assured() && !self.has(Self::WINDOW_CLOSED) && self.retransmissions() == 0
+                }
+                State::Tcp(_) | State::Sctp(_) => false,
                 State::Udp | State::UdpStream | State::Icmp | State::Icmpv6 | State::Generic => true,
             }
     }
 
-    /// The timeout that the first packet starts.
-    pub(super) fn first_timeout(self) -> Timeout {
-        match self.state() {
-            State::Tcp(TcpState::Established) => Timeout::TcpUnack,
-            state => state.timeout(),
-        }
+    /// The deadline of a settled TCP connection is set as if data waited for its acknowledgement: whether any
+    /// does is asked when it comes, since the packets in between are not looked at so closely. If none does, it
+    /// moves to where the connection's own timeout ends.
+    pub(super) fn is_provisional(self) -> bool {
+        self.has(Self::PROVISIONAL)
     }
 
-    /// The timeout that its time runs on now.
-    pub(super) fn timeout(self) -> Timeout {
-        if self.seen_reply() { self.state().timeout() } else { self.first_timeout() }
+    pub(super) fn provisional(self, early: bool) -> Status {
+        self.put(Self::PROVISIONAL, early)
     }
 
     /// Whether `next` is another state to who looks at connections from outside.
@@ -206,11 +302,133 @@ impl Status {
         (self.0 ^ next.0) & (Self::CODE | Self::SEEN_REPLY | Self::ASSURED) != 0
     }
 
-    fn with(self, state: State) -> Status {
+    pub(super) fn is_closed(self) -> bool {
+        self.has(Self::CLOSED)
+    }
+
+    pub(super) fn closed(self) -> Status {
+        self.set(Self::CLOSED)
+    }
+
+    pub(super) fn assure(self) -> Status {
+        self.set(Self::ASSURED)
+    }
+
+    /// Kind and direction of the last segment that was noted.
+    pub(super) fn last(self) -> Option<(Segment, Direction)> {
+        let kind = match self.0 >> Self::LAST & 7 {
+            1 => Segment::Syn,
+            2 => Segment::SynAck,
+            3 => Segment::Fin,
+            4 => Segment::Ack,
+            5 => Segment::Rst,
+            6 => Segment::Nothing,
+            _ => return None,
+        };
+        let back = self.has(Self::LAST_BACK);
+        Some((kind, if back { Direction::Reply } else { Direction::Original }))
+    }
+
+    pub(super) fn with_last(self, kind: Segment, direction: Direction) -> Status {
+        let kept = Status(self.0 & !(7 << Self::LAST) | (kind as u32 + 1) << Self::LAST);
+        kept.put(Self::LAST_BACK, direction == Direction::Reply)
+    }
+
+    pub(super) fn is_acked(self, direction: Direction) -> bool {
+        self.has(Self::ACKED[direction as usize])
+    }
+
+    pub(super) fn acked(self, direction: Direction) -> Status {
+        self.set(Self::ACKED[direction as usize])
+    }
+
+    pub(super) fn with_acks(self, acked: [bool; 2]) -> Status {
+        self.put(Self::ACKED[0], acked[0]).put(Self::ACKED[1], acked[1])
+    }
+
+    pub(super) fn is_tracked(self, direction: Direction) -> bool {
+        self.has(Self::TRACKED[direction as usize])
+    }
+
+    pub(super) fn tracked(self, direction: Direction) -> Status {
+        self.set(Self::TRACKED[direction as usize])
+    }
+
+    /// The two ends have begun anew.
+    pub(super) fn forget_numbers(self) -> Status {
+        let numbers = Self::ACKED[0] | Self::ACKED[1] | Self::TRACKED[0] | Self::TRACKED[1];
+        self.clear(numbers | Self::CLOSED | Self::CHALLENGE)
+    }
+
+    pub(super) fn is_opened_by_both(self) -> bool {
+        self.has(Self::OPENED_BY_BOTH)
+    }
+
+    pub(super) fn opened_by_both(self) -> Status {
+        self.set(Self::OPENED_BY_BOTH)
+    }
+
+    pub(super) fn expects_challenge(self) -> bool {
+        self.has(Self::CHALLENGE)
+    }
+
+    pub(super) fn challenged(self) -> Status {
+        self.clear(Self::CHALLENGE)
+    }
+
+    pub(super) fn after_ignored_syn(self, challenge: bool) -> Status {
+        self.clear(Self::OPENED_BY_BOTH).put(Self::CHALLENGE, challenge)
+    }
+
+    pub(super) fn is_window_closed(self) -> bool {
+        self.has(Self::WINDOW_CLOSED)
+    }
+
+    pub(super) fn window_closed(self, closed: bool) -> Status {
+        self.put(Self::WINDOW_CLOSED, closed)
+    }
+
+    pub(super) fn retransmissions(self) -> u8 {
+        (self.0 >> Self::RETRANSMISSIONS) as u8
+    }
+
+    pub(super) fn with_retransmissions(self, count: u8) -> Status {
+        let mask = u32::from(u8::MAX) << Self::RETRANSMISSIONS;
+        Status(self.0 & !mask | u32::from(count) << Self::RETRANSMISSIONS)
+    }
+
+    pub(super) fn init(self) -> [bool; 2] {
+        Self::INIT.map(|bit| self.has(bit))
+    }
+
+    pub(super) fn with_init(self, init: [bool; 2]) -> Status {
+        self.put(Self::INIT[0], init[0]).put(Self::INIT[1], init[1])
+    }
+
+    pub(super) fn failed_heartbeat(self) -> Option<Direction> {
+        let direction = if self.has(Self::LAST_BACK) { Direction::Reply } else { Direction::Original };
+        self.has(Self::HEARTBEAT_FAILED).then_some(direction)
+    }
+
+    pub(super) fn heartbeat_failed(self, direction: Option<Direction>) -> Status {
+        self.put(Self::HEARTBEAT_FAILED, direction.is_some())
+            .put(Self::LAST_BACK, direction == Some(Direction::Reply))
+    }
+
+    /// Neither state nor time changes.
+    pub(super) fn ignored(self) -> Effect {
+        Effect::Forward(self, None)
+    }
+
+    fn put(self, bits: u32, on: bool) -> Status {
+        if on { self.set(bits) } else { self.clear(bits) }
+    }
+
+    pub(super) fn with(self, state: State) -> Status {
         Status(self.0 & !Self::CODE | u32::from(state.code()))
     }
 
-    fn set(self, bits: u32) -> Status {
+    pub(super) fn set(self, bits: u32) -> Status {
         Status(self.0 | bits)
     }
 
@@ -230,79 +448,36 @@ pub(super) enum Effect {
     Reopen,
     /// Neither forward nor translate.
     Invalid,
+    /// Likewise, but it is remembered; and the connection lives no longer than the timeout, if one is given.
+    Doubt(Status, Option<Timeout>),
 }
 
-/// Moves a connection by one packet. `age` is the time since its first packet, in milliseconds.
-pub(super) fn step(status: Status, direction: Direction, event: Event, age: u32) -> Effect {
+/// Moves a connection by one packet. `age` is the time since its first packet, in milliseconds. `memory` and
+/// `windows` are changed with it, to be kept when the effect is carried out.
+pub(super) fn step(
+    status: Status,
+    direction: Direction,
+    event: &Event<'_>,
+    age: u32,
+    memory: &mut Memory,
+    windows: Option<&mut Windows>,
+    (sysctls, timeouts): (&Sysctls, &Timeouts),
+) -> Effect {
     // A packet back is seen after it was judged: the first answer still runs on the timeout of a connection
     // without one, as in the kernel.
-    let seen = match direction {
-        Direction::Original => 0,
-        Direction::Reply => Status::SEEN_REPLY,
-    };
+    let seen = Status::seen_in(direction);
     match (status.state(), event) {
-        (State::Tcp(state), Event::Tcp(segment)) => step_tcp(status, state, direction, segment, seen),
-        (State::Tcp(_), Event::Other) => Effect::Invalid,
+        (State::Tcp(state), Event::Tcp(tcp)) => {
+            segment::step(status, state, direction, tcp, memory, windows, sysctls, timeouts)
+        }
+        (State::Sctp(state), Event::Sctp(packet)) => sctp::step(status, state, direction, packet, memory),
+        (State::Tcp(_) | State::Sctp(_), _) => Effect::Invalid,
         (State::Udp, _) if status.seen_reply() && age >= STREAM_AFTER => Effect::Forward(
             status.with(State::UdpStream).set(Status::ASSURED | seen),
             Some(Timeout::UdpStream),
         ),
-        (State::Sctp(state), _) => {
-            let next = match (state, direction) {
-                (SctpState::CookieWait, Direction::Original) if status.seen_reply() => {
-                    SctpState::CookieEchoed
-                }
-                (SctpState::CookieEchoed, Direction::Reply) => SctpState::Established,
-                (state, _) => state,
-            };
-            let assured = match next {
-                SctpState::Established => Status::ASSURED,
-                SctpState::CookieWait | SctpState::CookieEchoed => 0,
-            };
-            let next = State::Sctp(next);
-            Effect::Forward(status.with(next).set(assured | seen), Some(next.timeout()))
-        }
         (state, _) => Effect::Forward(status.set(seen), Some(state.timeout())),
     }
-}
-
-fn step_tcp(status: Status, state: TcpState, direction: Direction, segment: Segment, seen: u32) -> Effect {
-    let last_rst = Status::LAST_RST[direction as usize];
-    let both = Status::LAST_RST[0] | Status::LAST_RST[1];
-    let next = match tcp::transition(state, direction, segment) {
-        Transition::Invalid => return Effect::Invalid,
-        Transition::Ignore => return Effect::Forward(status.clear(both).set(seen), None),
-        Transition::To(TcpState::SynSent) if state >= TcpState::TimeWait => {
-            if status.0 & (Status::CLOSED | last_rst) != 0 {
-                return Effect::Reopen;
-            }
-            return Effect::Forward(status.clear(both).set(seen), None);
-        }
-        Transition::To(next) => next,
-    };
-    let mut moved = status.with(State::Tcp(next)).clear(both);
-    if segment == Segment::Rst {
-        moved = moved.set(last_rst);
-    }
-    if next == TcpState::FinWait && state != TcpState::FinWait {
-        moved = moved.set(Status::CLOSED);
-    }
-    let mut timeout = State::Tcp(next).timeout();
-    if !status.seen_reply() {
-        if segment == Segment::Rst {
-            return Effect::Last;
-        }
-        if segment == Segment::Syn && state == TcpState::SynSent && direction == Direction::Original {
-            // Otherwise a client that only repeats its SYN keeps the entry, and its translation, for ever.
-            return Effect::Forward(moved, None);
-        }
-        if next == TcpState::Established {
-            timeout = Timeout::TcpUnack;
-        }
-    } else if next == TcpState::Established && matches!(state, TcpState::SynRecv | TcpState::Established) {
-        moved = moved.set(Status::ASSURED);
-    }
-    Effect::Forward(moved.set(seen), Some(timeout))
 }
 
 #[cfg(test)]

@@ -32,14 +32,17 @@ use super::events::{EventKind, Listeners};
 use super::hash::{Hash, Hasher};
 use super::index::Index;
 use super::key::{FlowKey, PackedKey};
-use super::state::{State, Status};
+use super::state::{Event, State, Status, begin};
 use super::sysctl::Sysctls;
 use super::timeout::Timeouts;
 use super::types::{Candidate, Counters, EntryRef, Hit, InsertError, NewConnection, Tick};
+use super::window::{WindowArray, Windows};
 use crate::memory::Array;
 use crate::packet::family::{Family, V4};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, PoisonError};
+use crate::sync::{
+    AtomicU32, AtomicU64, Mutex, MutexGuard, PoisonError, TryLockError, overwrite32, overwrite64,
+};
 
 /// The most connections of a table: a reference to an entry has 31 bits.
 pub const MAX_CONNECTIONS: usize = 1 << 30;
@@ -55,6 +58,8 @@ pub struct FlowTable<A: Family> {
     /// By connection: when it ends, in table time; 0 for a free slot.
     pub(super) deadlines: Array<AtomicU32>,
     accounting: Option<Accounting>,
+    /// By connection: the windows of TCP, where they are tracked.
+    pub(super) windows: Option<WindowArray>,
     pub(super) capacity: u32,
     pub(super) timeouts: Timeouts,
     pub(super) sysctls: Sysctls,
@@ -116,6 +121,7 @@ impl<A: Family> FlowTable<A> {
             states: Array::new(connections)?,
             deadlines: Array::new(connections)?,
             accounting: sysctls.acct.then(|| Accounting::new(connections * 2)).transpose()?,
+            windows: (!sysctls.tcp_be_liberal).then(|| WindowArray::new(connections)).transpose()?,
             capacity: connections as u32,
             timeouts,
             sysctls,
@@ -146,7 +152,13 @@ impl<A: Family> FlowTable<A> {
     /// table.
     pub fn bytes_per_connection(&self) -> usize {
         let counters = if self.accounting.is_some() { 4 * 8 } else { 0 };
-        2 * Entries::<A>::WORDS * 8 + 8 + 4 + counters + self.index.bytes().div_ceil(self.capacity())
+        let windows = if self.windows.is_some() { WindowArray::BYTES } else { 0 };
+        2 * Entries::<A>::WORDS * 8
+            + 8
+            + 4
+            + counters
+            + windows
+            + self.index.bytes().div_ceil(self.capacity())
     }
 
     /// The timeouts in force.
@@ -216,6 +228,19 @@ impl<A: Family> FlowTable<A> {
     /// # Errors
     /// See [`InsertError`]; nothing was changed then, except that expired connections in the way are gone.
     pub fn insert(&self, new: &NewConnection<A>, now: Tick) -> Result<EntryRef, InsertError> {
+        self.insert_first(new, &Event::Other, now)
+    }
+
+    /// As [`insert`](Self::insert), remembering what the connection's first packet said.
+    ///
+    /// # Errors
+    /// As [`insert`](Self::insert).
+    pub fn insert_first(
+        &self,
+        new: &NewConnection<A>,
+        first: &Event<'_>,
+        now: Tick,
+    ) -> Result<EntryRef, InsertError> {
         let original = new.original.words();
         let reply = new.reply.words();
         let hashes = [self.hash_words(&original), self.hash_words(&reply)];
@@ -232,7 +257,7 @@ impl<A: Family> FlowTable<A> {
             writer.counters.refused += 1;
             return Err(InsertError::Full);
         };
-        let entry = self.fill(connection, new, now);
+        let entry = self.fill(connection, new, first, now);
         if self.index.insert(hashes[1], entry.index ^ 1).is_err() {
             self.give_up(&mut writer, connection);
             writer.counters.refused += 1;
@@ -269,9 +294,14 @@ impl<A: Family> FlowTable<A> {
         self.end(entry, End::Removed)
     }
 
-    /// Replaces the next hop of one direction in place. Nothing happens when the connection is gone.
+    /// Replaces the next hop of one direction in place. Nothing happens when the connection is gone, nor while
+    /// another worker is writing: the direction's next packet finds the way anew then. Under the lock, since the
+    /// next connection of the slot may well go the same old way, so that comparing the word would tell nothing.
     pub fn set_next_hop(&self, entry: EntryRef, next_hop: NextHopRef) {
-        self.entries.set_next_hop(entry.index, entry.version, next_hop);
+        let lock = self.writer.try_lock();
+        if !matches!(lock, Err(TryLockError::WouldBlock)) {
+            self.entries.set_next_hop(entry.index, entry.version, next_hop);
+        }
     }
 
     #[inline]
@@ -302,15 +332,18 @@ impl<A: Family> FlowTable<A> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn is_over(&self, entry: EntryRef, now: Tick) -> bool {
+    /// Whether a connection is gone or over, as far as can be told without the table's lock.
+    fn is_over(&self, entry: EntryRef, now: Tick) -> bool {
         let deadline = self.deadlines[entry.connection() as usize].load(Acquire);
-        now.until(deadline) <= 0 || self.entries.version(entry.index) != entry.version
+        let status = Status(self.states[entry.connection() as usize].load(Acquire) as u32);
+        let lives = now.until(self.true_deadline(status, entry.connection(), deadline)) > 0;
+        !lives || self.entries.version(entry.index) != entry.version
     }
 
     /// The live entry with this key. One whose time is over is removed.
     fn occupant(&self, writer: &mut Writer, hash: Hash, words: &[u64; 5], now: Tick) -> Option<EntryRef> {
         let entry = self.find_words(hash, words)?.entry;
-        if self.is_over(entry, now) {
+        if self.is_due(entry.connection(), now) {
             self.end_locked(writer, entry.connection(), End::Expired);
             return None;
         }
@@ -318,9 +351,15 @@ impl<A: Family> FlowTable<A> {
     }
 
     /// Writes both entries of a free slot.
-    fn fill(&self, connection: u32, new: &NewConnection<A>, now: Tick) -> EntryRef {
+    fn fill(&self, connection: u32, new: &NewConnection<A>, first: &Event<'_>, now: Tick) -> EntryRef {
         let index = connection * 2;
-        let status = Status::new(new.state);
+        let (status, mut memory) = match (&self.windows, new.state) {
+            (Some(windows), State::Tcp(_)) => windows.with(connection, |windows| {
+                *windows = Windows::default();
+                begin(new.state, first, Some(windows))
+            }),
+            _ => begin(new.state, first, None),
+        };
         let original = Content {
             key: new.original,
             rewrite: new.original.rewrite_to(&new.reply.reply()),
@@ -333,22 +372,35 @@ impl<A: Family> FlowTable<A> {
             next_hop: new.reply_next_hop,
             mark: new.mark,
         };
-        let scratch = match new.state {
-            State::Udp => now.0,
-            _ => 0,
-        };
-        let last_use = u64::from(scratch) << 32 | u64::from(now.0);
-        let timeout = self.timeouts.millis(status.first_timeout());
-        self.deadlines[connection as usize].store(now.plus(timeout).max(1), Release);
+        if new.state == State::Udp {
+            memory.notes[0] = now.0;
+        }
+        let uses = memory.notes.map(|note| u64::from(note) << 32 | u64::from(now.0));
+        let timeout = self.timeouts.millis(self.first_timeout(status, &memory));
+        overwrite32(&self.deadlines[connection as usize], now.plus(timeout).max(1), Release);
         if let Some(accounting) = &self.accounting {
             accounting.clear(connection);
         }
         // Before the entries live: who finds one finds its state.
         let word = u64::from(self.entries.next_version(index)) << 32 | u64::from(status.0);
-        self.states[connection as usize].store(word, Release);
-        self.entries.write(index + 1, &reply, u64::from(now.0));
-        let version = self.entries.write(index, &original, last_use);
+        overwrite64(&self.states[connection as usize], word, Release);
+        self.entries.write(index + 1, &reply, uses[1], memory.words[1]);
+        let version = self.entries.write(index, &original, uses[0], memory.words[0]);
         EntryRef { index, version }
+    }
+}
+
+/// What the model tests ask, to make keys that meet in the index.
+#[cfg(feature = "model")]
+impl<A: Family> FlowTable<A> {
+    /// The home bucket of a key, its other bucket, and its signature.
+    pub fn places(&self, key: &FlowKey<A>) -> ([u32; 2], u16) {
+        self.index.places(self.hash(key))
+    }
+
+    /// Whether the entry, which has this key, is in its home bucket.
+    pub fn is_at_home(&self, entry: EntryRef, key: &FlowKey<A>) -> bool {
+        self.index.is_at_home(self.hash(key), entry.index)
     }
 }
 

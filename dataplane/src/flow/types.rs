@@ -100,6 +100,7 @@ pub(super) struct HitWords {
     pub(super) addresses: [u64; 4],
     pub(super) ports: u64,
     pub(super) next_hop: u64,
+    pub(super) seen: u64,
     pub(super) flags: u64,
 }
 
@@ -125,7 +126,7 @@ impl<A: Family> Hit<A> {
     /// Whether a packet with this event may be forwarded from the copy alone. It is ESTABLISHED then. If
     /// not, [`FlowTable::touch`] decides.
     #[inline]
-    pub fn is_settled(&self, event: Event, now: Tick) -> bool {
+    pub fn is_settled(&self, event: &Event<'_>, now: Tick) -> bool {
         // 1 to SETTLED_MILLIS ahead of now; an old time cannot come back as a future one by wrapping.
         let ahead = self.fresh_until.wrapping_sub(now.0).wrapping_sub(1) < SETTLED_MILLIS;
         ahead & event.is_plain()

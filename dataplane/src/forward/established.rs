@@ -2,6 +2,7 @@
 //! routing stands, no route is looked at. What changes a connection's state takes the slow method
 //! [`FlowTable::touch`](crate::flow::FlowTable::touch) first. Both kinds end in [`Pass::forward_hit`].
 
+use super::fragments::segments_fit;
 use super::host::Wire;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
@@ -9,6 +10,7 @@ use super::{Output, Pass};
 use crate::flow::{self, Class, Direction, FlowKey, Hit, NextHopRef, Touch};
 use crate::nat::{self, Rewrite};
 use crate::packet::ethernet;
+use crate::packet::fragment;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
 use crate::packet::{Address, Family, Packet, Protocol};
@@ -49,9 +51,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if !self.way_stands(hit) && self.has_moved(hit) {
             return self.new_connection(packet, headers, origin);
         }
-        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
-        if !hit.is_settled(event, self.now.into()) {
-            match self.state.flows.touch(hit, event, self.now.into()) {
+        let event = flow::Event::of(&packet, headers);
+        if !self.state.flows.pass(hit, &event, self.now.into()) {
+            match self.state.flows.touch(hit, &event, self.now.into()) {
                 Touch::Forward(Class::Established) => {}
                 // WK-08: as long as no reply was seen the filter is asked about every packet.
                 Touch::Forward(Class::New) => {
@@ -160,7 +162,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// The stages that a packet of a connection without a reply passes again: those of [`Pass::decide`] but
     /// for both kinds of NAT, in the same order.
     #[cold]
-    fn filter_unreplied(
+    pub(super) fn filter_unreplied(
         &mut self,
         packet: &Packet,
         headers: &Headers<A>,
@@ -237,8 +239,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite: &Rewrite<A>,
         adjacency: AdjacencyId,
     ) {
-        if let Some(link) = self.state.neighbours.resolved(adjacency) {
+        if let Some(link) = self.link(adjacency) {
             return self.send(packet, headers, origin, rewrite, &link);
+        }
+        if headers.is_fragment() && !self.is_found_again(headers) {
+            return self.hold_fragment(packet, headers, origin, rewrite, adjacency);
         }
         self.hold(packet, headers, origin, rewrite.source, adjacency);
     }
@@ -257,10 +262,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
         match self.state.neighbours.hold(adjacency, packet, source, self.now) {
             Hold::Waiting => {
-                if let Some(address) = self.state.neighbours.address(adjacency) {
-                    let port = self.state.neighbours.port(adjacency);
-                    self.observer.see(Event::Held { port, neighbour: address.into() });
-                }
+                self.see_held(adjacency);
                 self.poll_neighbours();
             }
             Hold::Refused(packet, Reason::NeighbourFailed) => {
@@ -269,6 +271,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             Hold::Refused(packet, reason) => self.drop(packet, reason),
             // The neighbour was looked at just now.
             Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
+        }
+    }
+
+    pub(super) fn see_held(&mut self, adjacency: AdjacencyId) {
+        if let Some(address) = self.state.neighbours.address(adjacency) {
+            let port = self.state.neighbours.port(adjacency);
+            self.observer.see(Event::Held { port, neighbour: address.into() });
         }
     }
 
@@ -305,6 +314,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             return self.refuse(packet, headers, refusal);
         }
         self.translate(&mut packet, headers, origin, rewrite);
+        if headers.packet_len() > link.mtu {
+            return self.transmit_long(packet, headers, link);
+        }
         self.transmit(packet, link);
     }
 
@@ -323,9 +335,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite.apply(packet, headers);
     }
 
-    /// Writes the link header and sends.
+    /// Writes the link header and sends, or lets the packet into its tunnel.
     #[inline]
     pub(super) fn transmit(&mut self, mut packet: Packet, link: &Link) {
+        if self.ports.tunnel(link.port).is_some() {
+            return self.encapsulate(packet, link);
+        }
         self.address(&mut packet, link);
         self.out.send(link.port, packet);
     }
@@ -342,12 +357,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 }
 
-/// A super-frame is judged by its segments (FW-02).
+/// A super-frame is judged by its segments, and what may be cut is, when it leaves (FW-02).
 #[cold]
 fn too_long<A: Family>(packet: &Packet, headers: &Headers<A>, mtu: u32) -> Result<(), Refusal> {
-    if let Some(gso) = packet.offload.gso
-        && u32::from(gso.size) + u32::from(gso.header_len) - u32::from(headers.l3) <= mtu
-    {
+    if segments_fit(packet, headers, mtu) || fragment::can_be_cut(headers, mtu) {
         return Ok(());
     }
     if headers.dont_fragment {

@@ -21,6 +21,8 @@ pub(super) struct Express {
     key: PackedKey,
     /// Length of the IP packet in bytes.
     packet_len: u16,
+    /// As [`Plain::numbers`].
+    numbers: u64,
 }
 
 impl Express {
@@ -29,7 +31,7 @@ impl Express {
     pub(super) fn begin(flows: &FlowTable<V4>, plain: &Plain) -> Express {
         let key = PackedKey::new(plain.addresses, plain.ports, plain.protocol);
         let lookup = Lookup::begin(flows, flows.hash_packed(key));
-        Express { lookup, key, packet_len: plain.packet_len }
+        Express { lookup, key, packet_len: plain.packet_len, numbers: plain.numbers }
     }
 }
 
@@ -38,6 +40,7 @@ impl Forwarder {
     #[inline(always)]
     pub(super) fn express<T: Observer>(
         &self,
+        flows: &FlowTable<V4>,
         packet: &mut Packet,
         plain: &Express,
         now: Instant,
@@ -50,9 +53,9 @@ impl Forwarder {
         if !ingress.takes_unasked(view.link_destination()) {
             return None;
         }
-        let hit = self.v4.flows.find_packed(candidate, plain.key)?;
+        let hit = flows.find_packed(candidate, plain.key)?;
         let stamp = self.v4.stamps.of::<V4>(hit.rewrite().destination);
-        if !hit.is_settled(flow::Event::Other, now.into()) || hit.next_hop().generation != stamp {
+        if !hit.is_settled(&flow::Event::Other, now.into()) || hit.next_hop().generation != stamp {
             return None;
         }
         let Way::Port(adjacency) = Way::of(hit.next_hop()) else { return None };
@@ -61,6 +64,7 @@ impl Forwarder {
         if u32::from(plain.packet_len) > link.mtu || (ttl == Ttl::Decrement && view.ttl() <= 1) {
             return None;
         }
+        flows.follow(&hit, plain.numbers);
         let key = plain.key.unpack();
         observer.see(Event::Received {
             port,
@@ -72,7 +76,7 @@ impl Forwarder {
             protocol: key.protocol,
         });
         observer.see(Event::FlowHit { direction: hit.direction() });
-        self.v4.flows.count(hit.entry, u32::from(plain.packet_len));
+        flows.count(hit.entry, u32::from(plain.packet_len));
         hit.rewrite().apply_plain(&mut view, ttl);
         view.set_link(link.source, link.destination);
         let (link_source, link_destination) = (link.source, link.destination);

@@ -6,7 +6,7 @@
 //! express.rs  the common case in one piece; everything else:
 //! look up ──hit──→ established.rs   state, route, rewrite, link header, out
 //!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
-//! ICMP errors → related.rs
+//! ICMP errors → related.rs;  into and out of tunnels → tunnel.rs
 //! not IP, or not for Pollux → host.rs (NDP: ndp.rs);  what is refused with an error → host.rs
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 mod established;
 mod express;
+mod fragments;
 mod host;
 mod limit;
 mod ndp;
@@ -25,6 +26,7 @@ mod related;
 mod reverse;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 use std::io;
 use std::sync::Arc;
@@ -35,6 +37,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Sysctls, Timeouts};
+use crate::nat::fragments::{Fragments, Limits};
 use crate::packet::ethernet;
 use crate::packet::parse::{Headers, Parsed, parse};
 use crate::packet::plain::Plain;
@@ -90,6 +93,7 @@ struct State<A: Family> {
     flows: Arc<FlowTable<A>>,
     clients: Clients<A>,
     neighbours: Neighbours<A>,
+    fragments: Fragments<A>,
     /// Changes of routing: a flow whose next hop was found under another stamp of its destination looks again.
     stamps: Stamps,
     /// Masqueraded connections that an interface's end is to take along.
@@ -212,6 +216,13 @@ impl Forwarder {
         &self.v6.flows
     }
 
+    /// How long fragments wait for the first one of their datagram, and are remembered (NAT-08): `ipfrag_time`
+    /// and `nf_conntrack_frag6_timeout`.
+    pub fn set_fragment_timeouts(&mut self, v4: Duration, v6: Duration) {
+        self.v4.fragments.set_timeout(v4);
+        self.v6.fragments.set_timeout(v6);
+    }
+
     /// The clients of IPv4 that session affinity remembers.
     pub fn clients_v4(&self) -> &Clients<V4> {
         &self.v4.clients
@@ -248,18 +259,21 @@ impl Forwarder {
     ) {
         let mut classes: ArrayVec<Class, BURST> = ArrayVec::new();
         let forwards_v4 = self.tables.v4.is_some();
+        // A reference of the burst's own: that of `self` would be read again for every packet.
+        let flows = Arc::clone(&self.v4.flows);
+        let flows: &FlowTable<V4> = &flows;
         for packet in burst.iter_mut() {
             // What is plain goes from its reader straight to its place: a value that may be of several kinds is
             // put together field by field, which costs more than parsing.
             if let Some(plain) = Plain::read(packet).filter(|_| forwards_v4) {
-                classes.push(Class::Plain(Express::begin(&self.v4.flows, &plain)));
+                classes.push(Class::Plain(Express::begin(flows, &plain)));
             } else {
                 classes.push(self.classify(packet));
             }
         }
         for class in &mut classes {
             match class {
-                Class::Plain(plain) => plain.lookup.probe(&self.v4.flows),
+                Class::Plain(plain) => plain.lookup.probe(flows),
                 Class::V4(_, lookup) => lookup.probe(&self.v4.flows),
                 Class::V6(_, lookup) => lookup.probe(&self.v6.flows),
                 Class::Foreign(_) | Class::Malformed(_) => {}
@@ -269,7 +283,7 @@ impl Forwarder {
         for class in &classes {
             let Some(mut packet) = packets.next() else { break };
             if let Class::Plain(plain) = class
-                && let Some(port) = self.express(&mut packet, plain, now, observer)
+                && let Some(port) = self.express(flows, &mut packet, plain, now, observer)
             {
                 out.send(port, packet);
             } else {
@@ -296,18 +310,20 @@ impl Forwarder {
         self.v4.clients.expire(now, AFFINITY_SLICE);
         self.v6.clients.expire(now, AFFINITY_SLICE);
         match self.pass_v4(now, out, observer) {
-            Some(mut pass) => pass.poll_neighbours(),
+            Some(mut pass) => pass.poll(),
             None => self.v4.let_go(&self.tables.ports, &mut self.core),
         }
         match self.pass_v6(now, out, observer) {
-            Some(mut pass) => pass.poll_neighbours(),
+            Some(mut pass) => pass.poll(),
             None => self.v6.let_go(&self.tables.ports, &mut self.core),
         }
         self.count_held();
     }
 
     fn count_held(&mut self) {
-        self.core.stats.held = (self.v4.neighbours.held() + self.v6.neighbours.held()) as u64;
+        let held = |neighbours, fragments| (neighbours + fragments) as u64;
+        self.core.stats.held = held(self.v4.neighbours.held(), self.v4.fragments.held())
+            + held(self.v6.neighbours.held(), self.v6.fragments.held());
     }
 
     /// A packet that is not in the common case. Out of line: the registers that this needs are those that the
@@ -420,6 +436,7 @@ impl<A: Family> State<A> {
             )?),
             clients: Clients::new(settings.clients),
             neighbours: Neighbours::default(),
+            fragments: Fragments::new(Limits::of::<A>()),
             stamps: Stamps::default(),
             orphans: Orphans::default(),
             working_off: false,
@@ -466,8 +483,10 @@ impl<A: Family> State<A> {
         }
     }
 
-    /// The family is no longer forwarded: what still waits for its neighbours waits in vain.
+    /// The family is no longer forwarded: what still waits, for neighbours or first fragments, waits in vain.
     fn let_go(&mut self, ports: &Ports, core: &mut Core) {
+        self.fragments
+            .clear(Reason::Unsupported, &mut |packet, reason| core.drop(packet, reason, &mut Nobody));
         if self.neighbours.held() == 0 {
             return;
         }
@@ -542,6 +561,22 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if reverse_path != ReversePath::Off && !self.comes_the_right_way(headers, packet.port, reverse_path) {
             return self.drop(packet, Reason::ReversePath);
         }
+        let Some(packet) = A::take_tunnelled(self, packet, headers) else { return };
+        if headers.is_fragment() {
+            return self.fragment(packet, headers);
+        }
+        self.tracked(packet, headers, origin, candidate);
+    }
+
+    /// A packet with its transport header, which is tracked if it can be.
+    #[inline]
+    fn tracked(
+        &mut self,
+        packet: Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        candidate: Option<Candidate>,
+    ) {
         if !headers.is_trackable() {
             return self.untracked(packet, headers, origin);
         }

@@ -81,12 +81,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             Origin::Host => self.may_leave(headers, self.locality(headers.destination))?,
             Origin::Port | Origin::PodPort => self.martian(headers)?,
         }
-        let event = flow::Event::new(headers.protocol, headers.tcp_flags.0);
+        let event = flow::Event::of(packet, headers);
         // The kernel's tracker finds no transport in an IPv6 packet that ends with its extension headers.
         if A::VERSION == 6 && headers.protocol == Protocol::NO_NEXT_HEADER {
             return Err(Reason::Invalid.into());
         }
-        let state = flow::first_packet(key, event).map_err(|flow::Invalid| Reason::Invalid)?;
+        let state = flow::first_packet(key, &event, self.state.flows.sysctls())
+            .map_err(|flow::Invalid| Reason::Invalid)?;
         if !verify_transport_checksum(packet, headers) {
             return Err(Reason::TransportChecksum.into());
         }
@@ -145,7 +146,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if let (Way::Port(adjacency), Origin::Host) = (way, origin) {
             self.fits(packet, headers, origin, self.state.neighbours.mtu(adjacency))?;
         }
-        let connection = Connection { original: *key, way, mark, state };
+        let connection = Connection { original: *key, way, mark, state, event };
         let source_port = self.insert(&connection, outgoing, PortSearch::of(mode, key))?;
         if let Some(rule) = cause {
             self.observer.see(Event::Masqueraded { rule, source: outgoing.source.into(), source_port });
@@ -385,7 +386,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// says which it is.
     fn insert(
         &mut self,
-        connection: &Connection<A>,
+        connection: &Connection<'_, A>,
         mut outgoing: FlowKey<A>,
         ports: PortSearch,
     ) -> Result<u16, Refusal> {
@@ -399,7 +400,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 original_next_hop: connection.way.reference(self.state.stamps.of::<A>(outgoing.destination)),
                 reply_next_hop: NextHopRef::default(),
             };
-            match self.state.flows.insert(&new, self.now.into()) {
+            match self.state.flows.insert_first(&new, &connection.event, self.now.into()) {
                 Ok(_) | Err(InsertError::OriginalExists(_)) => return Ok(port),
                 Err(InsertError::ReplyTaken) => {}
                 Err(InsertError::Full) => return Err(Reason::FlowTableFull.into()),
@@ -423,11 +424,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 }
 
 /// What is known of a connection before its source port is.
-struct Connection<A: Family> {
+struct Connection<'a, A: Family> {
     original: FlowKey<A>,
     way: Way,
     mark: Mark,
     state: State,
+    /// What its first packet says.
+    event: flow::Event<'a>,
 }
 
 /// FW-03: addresses that no packet from a port may have.

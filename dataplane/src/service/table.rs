@@ -267,8 +267,7 @@ impl<A: Family> Services<A> {
     /// until one has backends to choose from.
     pub fn destination(&self, request: &impl Question<A>, walk: &mut impl Walk<A>) -> Destination {
         let mut mark = Mark::Clear;
-        let addressed = self.matching(FrontendAddress::Address(request.destination()), request);
-        for (id, frontend) in addressed.chain(self.matching_node_ports(request)) {
+        for (id, frontend) in self.frontends_for(request) {
             walk.matched(id);
             if let Some(ranges) = &frontend.sources
                 && !ranges.iter().any(|range| request.source_within(range))
@@ -283,6 +282,16 @@ impl<A: Family> Services<A> {
             walk.fell_through(id);
         }
         Destination { choice: None, mark }
+    }
+
+    /// The frontends that match a packet's destination, in the order in which they are tried (FE-06): those of
+    /// its address, then node ports, if they answer on it (FE-07).
+    pub fn frontends_for(
+        &self,
+        request: &impl Question<A>,
+    ) -> impl Iterator<Item = (FrontendId, &Frontend<A>)> {
+        let addressed = self.matching(FrontendAddress::Address(request.destination()), request);
+        addressed.chain(self.matching_node_ports(request))
     }
 
     /// One frontend's chain: marks, and the set to choose from.

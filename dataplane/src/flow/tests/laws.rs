@@ -1,32 +1,82 @@
 //! Laws over random sequences: the table does what a list of connections would do.
 
+use super::sctp::{chunk, init, packet as sctp};
 use super::*;
-use crate::flow::state::{Effect, Status, step};
+use crate::flow::segment::{Memory, Seen, is_unacknowledged};
+use crate::flow::state::{Effect, Status, begin, first_timeout, step};
 use crate::packet::family::{V4, V6};
 use proptest::prelude::*;
 
-const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol(47)];
+const PROTOCOLS: [Protocol; 4] = [Protocol::TCP, Protocol::UDP, Protocol(47), Protocol::SCTP];
+
+/// What a packet says: the numbers are few, so that they meet.
+#[derive(Clone, Debug)]
+struct Words {
+    flags: u8,
+    sequence: u32,
+    acknowledgement: u32,
+    len: u32,
+    window: u16,
+    /// An SCTP packet.
+    chunks: Vec<u8>,
+}
+
+impl Words {
+    fn event(&self, protocol: Protocol) -> Event<'_> {
+        let Words { flags, sequence, acknowledgement, len, window, .. } = *self;
+        match protocol {
+            Protocol::TCP => {
+                Event::Tcp(TcpSegment { window, ..segment(flags, sequence, acknowledgement, len) })
+            }
+            Protocol::SCTP => Event::Sctp(SctpPacket::read(&self.chunks).unwrap()),
+            _ => Event::Other,
+        }
+    }
+}
+
+fn words() -> impl Strategy<Value = Words> {
+    let flags = prop::sample::select(vec![SYN, SYN_ACK, ACK, ACK, ACK, ACK, FIN_ACK, RST, RST | ACK, 0]);
+    let number = || prop::sample::select(vec![0, 1, 1, 2, 50, 51, u32::MAX]);
+    let kind = prop::sample::select(vec![0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 14]);
+    let one = (kind, 0..2u8, 0..3u32).prop_map(|(kind, flags, tag)| match kind {
+        1 | 2 => init(kind, tag),
+        kind => chunk(kind, flags, &[0; 4]),
+    });
+    let chunks = (0..3u32, prop::collection::vec(one, 1..3)).prop_map(|(tag, chunks)| sctp(tag, &chunks));
+    let len = prop::sample::select(vec![0, 0, 1, 49]);
+    let window = prop::sample::select(vec![0, 1000, 1000, 1000]);
+    (flags, number(), number(), len, window, chunks).prop_map(
+        |(flags, sequence, acknowledgement, len, window, chunks)| Words {
+            flags,
+            sequence,
+            acknowledgement,
+            len,
+            window,
+            chunks,
+        },
+    )
+}
 
 #[derive(Clone, Debug)]
 enum Op {
     /// Client, backend, port of the node.
-    Insert(usize, u16, u16, u16),
+    Insert(usize, u16, u16, u16, Words),
     /// The same names, and a direction.
-    Packet(usize, u16, Direction, u8),
+    Packet(usize, u16, Direction, Words),
     Remove(usize, u16),
     Expire(usize),
     Wait(u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let flags = || prop::sample::select(vec![SYN, SYN_ACK, ACK, ACK, ACK, FIN_ACK, RST, 0]);
     let direction = prop::sample::select(vec![Direction::Original, Direction::Reply]);
+    let insert = (0..4usize, 0..8u16, 0..3u16, 0..6u16, words());
     prop_oneof![
-        4 => (0..3usize, 0..8u16, 0..3u16, 0..6u16).prop_map(|(p, c, b, n)| Op::Insert(p, c, b, n)),
-        12 => (0..3usize, 0..8u16, direction, flags()).prop_map(|(p, c, d, f)| Op::Packet(p, c, d, f)),
-        1 => (0..3usize, 0..8u16).prop_map(|(p, c)| Op::Remove(p, c)),
+        4 => insert.prop_map(|(p, c, b, n, words)| Op::Insert(p, c, b, n, words)),
+        12 => (0..4usize, 0..8u16, direction, words()).prop_map(|(p, c, d, words)| Op::Packet(p, c, d, words)),
+        1 => (0..4usize, 0..8u16).prop_map(|(p, c)| Op::Remove(p, c)),
         1 => (0..64usize).prop_map(Op::Expire),
-        4 => prop_oneof![0..600u64, 0..40_000u64, Just(200_000u64)].prop_map(Op::Wait),
+        4 => prop_oneof![0..600u64, 0..40_000u64, Just(200_000u64), Just(301_000u64)].prop_map(Op::Wait),
     ]
 }
 
@@ -35,9 +85,12 @@ struct Model<A: Family> {
     new: NewConnection<A>,
     entry: EntryRef,
     status: Status,
+    memory: Memory,
     begun: u64,
-    /// Last use plus timeout: it must live until then, and for at most [`SETTLED`] more.
-    end: u64,
+    /// Last use, and the timeout that it started; nothing when that depends on what waits for its
+    /// acknowledgement.
+    used: u64,
+    timeout: Option<Timeout>,
 }
 
 struct World<A: Family> {
@@ -59,21 +112,33 @@ impl<A: Family> World<A> {
         self.table.timeouts().get(timeout).as_millis() as u64
     }
 
+    /// Last use plus timeout: it must live until then, and for at most [`SETTLED`] more.
+    fn end(&self, connection: &Model<A>) -> u64 {
+        let waits = || is_unacknowledged(connection.status, &connection.memory);
+        let timeout = connection.timeout.unwrap_or_else(|| match waits() {
+            true => Timeout::TcpUnack,
+            false => Timeout::TcpEstablished,
+        });
+        connection.used + self.millis(timeout)
+    }
+
     /// Forgets the connections whose time may be over and that the table does not have any more.
     fn forget_expired(&mut self) {
-        let (table, now) = (&self.table, self.now);
-        self.model.retain(|connection| {
-            let gone = table.is_reply_free(&connection.new.reply, at(now));
-            assert!(!gone || now >= connection.end, "ended before its time");
-            let late = now >= connection.end + SETTLED.as_millis() as u64;
-            assert!(gone || !late, "lived on after its time");
+        let now = self.now;
+        let mut model = std::mem::take(&mut self.model);
+        model.retain(|connection| {
+            let gone = self.table.is_reply_free(&connection.new.reply, at(now));
+            let end = self.end(connection);
+            assert!(!gone || now >= end, "ended before its time");
+            assert!(gone || now < end + SETTLED.as_millis() as u64, "lived on after its time");
             !gone
         });
+        self.model = model;
     }
 
     fn apply(&mut self, op: &Op) {
         self.forget_expired();
-        match *op {
+        match op.clone() {
             Op::Wait(millis) => self.now += millis,
             Op::Expire(budget) => {
                 self.table.expire(self.tick(), budget);
@@ -84,67 +149,92 @@ impl<A: Family> World<A> {
                     assert!(self.table.remove(self.model.swap_remove(at).entry));
                 }
             }
-            Op::Insert(protocol, client, backend, port) => self.insert(protocol, client, backend, port),
-            Op::Packet(protocol, client, direction, flags) => {
-                self.packet(protocol, client, direction, flags);
+            Op::Insert(protocol, client, backend, port, words) => {
+                self.insert(protocol, client, backend, port, &words);
+            }
+            Op::Packet(protocol, client, direction, words) => {
+                self.packet(protocol, client, direction, &words);
             }
         }
         self.check();
     }
 
-    fn insert(&mut self, protocol: usize, client: u16, backend: u16, port: u16) {
+    fn insert(&mut self, protocol: usize, client: u16, backend: u16, port: u16, words: &Words) {
         let original = original::<A>(protocol, client);
         let translated = key::<A>(PROTOCOLS[protocol], (4, 5000 + port), (10 + u32::from(backend), 8080));
-        let flags = if client.is_multiple_of(2) { SYN } else { ACK };
+        let first = words.event(original.protocol);
+        let Ok(state) = first_packet(&original, &first, self.table.sysctls()) else { return };
         let new = NewConnection {
             original,
             reply: translated.reply(),
             mark: u32::from(client),
-            state: first_packet(&original, Event::new(original.protocol, flags)).unwrap(),
-            ..through_service(PROTOCOLS[protocol], client, None, ACK)
+            state,
+            ..through_service(Protocol::UDP, client, None, 0)
         };
-        let got = self.table.insert(&new, self.tick());
+        let got = self.table.insert_first(&new, &first, self.tick());
         if let Some(same) = self.model.iter().find(|c| c.new.original == original) {
             assert_eq!(got, Err(InsertError::OriginalExists(same.entry)));
         } else if self.model.iter().any(|c| c.new.reply == new.reply) {
             assert_eq!(got, Err(InsertError::ReplyTaken));
         } else {
-            let status = Status::new(new.state);
-            self.model.push(Model {
-                new,
-                entry: got.unwrap(),
-                status,
-                begun: self.now,
-                end: self.now + self.millis(status.first_timeout()),
-            });
+            let (status, memory) = begin(state, &first, None);
+            let settings = (self.table.sysctls(), self.table.timeouts());
+            let timeout = Some(first_timeout(status, &memory, settings));
+            let (begun, used) = (self.now, self.now);
+            self.model.push(Model { new, entry: got.unwrap(), status, memory, begun, used, timeout });
         }
     }
 
-    fn packet(&mut self, protocol: usize, client: u16, direction: Direction, flags: u8) {
+    fn packet(&mut self, protocol: usize, client: u16, direction: Direction, words: &Words) {
         let original = original::<A>(protocol, client);
+        let event = words.event(original.protocol);
         let Some(at) = self.model.iter().position(|c| c.new.original == original) else {
-            assert_eq!(packet(&self.table, &original, flags, self.tick()), Touch::Gone);
+            assert_eq!(send(&self.table, &original, &event, self.tick()), Touch::Gone);
             return;
         };
-        let event = Event::new(original.protocol, flags);
         let connection = &self.model[at];
         let key = match direction {
             Direction::Original => original,
             Direction::Reply => connection.new.reply,
         };
-        let settled = self.table.lookup(&key).unwrap().is_settled(event, self.tick());
-        let got = packet(&self.table, &key, flags, self.tick());
+        let settled = self.table.lookup(&key).unwrap().is_settled(&event, self.tick());
+        let got = send(&self.table, &key, &event, self.tick());
         let age = (self.now - connection.begun) as u32;
-        match step(connection.status, direction, event, age) {
+        let mut memory = connection.memory;
+        let settings = (self.table.sysctls(), self.table.timeouts());
+        let effect = step(connection.status, direction, &event, age, &mut memory, None, settings);
+        if settled {
+            let Effect::Forward(next, _) = effect else { panic!("{effect:?} was waved through") };
+            let connection = &mut self.model[at];
+            assert_eq!(got, ESTABLISHED);
+            assert_eq!(
+                (next.state(), next.assured()),
+                (connection.status.state(), connection.status.assured())
+            );
+            connection.used = self.now;
+            if let Event::Tcp(segment) = event {
+                let word = &mut connection.memory.words[direction as usize];
+                *word = Seen::of(*word).with(Seen::of(segment.numbers())).word();
+            }
+            return;
+        }
+        match effect {
             Effect::Forward(next, timeout) => {
                 assert!(matches!(got, Touch::Forward(_)));
-                assert!(!settled || next == connection.status, "a settled packet changed the state");
-                let end = timeout.map(|timeout| self.now + self.millis(timeout));
+                let repeated = next.retransmissions() >= self.table.sysctls().tcp_max_retrans;
+                let asks = next.state() == State::Tcp(TcpState::Established)
+                    && next.is_settled()
+                    && !repeated
+                    && matches!(timeout, Some(Timeout::TcpEstablished | Timeout::TcpUnack));
                 let connection = &mut self.model[at];
-                connection.status = next;
-                connection.end = end.unwrap_or(connection.end);
+                (connection.status, connection.memory) = (next, memory);
+                if let Some(timeout) = timeout {
+                    connection.used = self.now;
+                    connection.timeout = (!asks).then_some(timeout);
+                }
             }
             Effect::Invalid => assert_eq!(got, Touch::Invalid),
+            Effect::Doubt(..) => panic!("windows are not tracked"),
             Effect::Last => {
                 assert!(matches!(got, Touch::Forward(_)));
                 self.model.swap_remove(at);

@@ -2,8 +2,10 @@
 //! threads in [`threads`].
 
 mod laws;
+mod numbers;
 mod people;
 mod rules;
+mod sctp;
 mod tcp;
 mod threads;
 
@@ -60,18 +62,53 @@ pub(super) fn through_service<A: Family>(
         original,
         reply: translated.reply(),
         mark: 0x4000,
-        state: first_packet(&original, Event::new(protocol, flags)).unwrap(),
+        state: state(&original, flags),
         original_next_hop: NextHopRef { index: 7, generation: 1 },
         reply_next_hop: NextHopRef::default(),
     }
 }
 
+/// A segment of a connection whose both sides begin at 0 and carry no data.
+pub(super) fn event(protocol: Protocol, flags: u8) -> Event<'static> {
+    if protocol == Protocol::TCP {
+        Event::Tcp(segment(flags, u32::from(flags & SYN == 0), 1, 0))
+    } else {
+        Event::Other
+    }
+}
+
+/// A segment with `len` bytes of data.
+pub(super) fn segment(flags: u8, sequence: u32, acknowledgement: u32, len: u32) -> TcpSegment<'static> {
+    let counted = u32::from(flags & SYN != 0) + u32::from(flags & 1 != 0);
+    TcpSegment {
+        kind: Segment::of(flags),
+        sequence,
+        acknowledgement,
+        acknowledges: flags & ACK != 0,
+        end: sequence.wrapping_add(len + counted),
+        window: 65_000,
+        options: &[],
+    }
+}
+
+/// The state that a first packet makes. For SCTP, that of an INIT.
+pub(super) fn state<A: Family>(key: &FlowKey<A>, flags: u8) -> State {
+    match key.protocol {
+        Protocol::SCTP => State::Sctp(SctpState::Closed),
+        protocol => first_packet(key, &event(protocol, flags), &Sysctls::default()).unwrap(),
+    }
+}
+
 /// One packet, as the forwarder treats it.
 pub(super) fn packet<A: Family>(table: &FlowTable<A>, key: &FlowKey<A>, flags: u8, now: Tick) -> Touch {
-    let event = Event::new(key.protocol, flags);
+    send(table, key, &event(key.protocol, flags), now)
+}
+
+/// Likewise, saying more.
+pub(super) fn send<A: Family>(table: &FlowTable<A>, key: &FlowKey<A>, event: &Event<'_>, now: Tick) -> Touch {
     match table.lookup(key) {
         None => Touch::Gone,
-        Some(hit) if hit.is_settled(event, now) => Touch::Forward(Class::Established),
+        Some(hit) if table.pass(&hit, event, now) => Touch::Forward(Class::Established),
         Some(hit) => table.touch(&hit, event, now),
     }
 }

@@ -153,7 +153,11 @@ fn ct_06_an_ack_alone_is_picked_up_for_300_seconds() {
 fn ct_06_fin_rst_syn_ack_or_nothing_begins_no_connection() {
     let key = key::<V4>(Protocol::TCP, (1, 1), (2, 2));
     for flags in [FIN_ACK, RST, RST | ACK, SYN_ACK, 0] {
-        assert_eq!(first_packet(&key, Event::new(Protocol::TCP, flags)), Err(Invalid), "{flags:#x}");
+        assert_eq!(
+            first_packet(&key, &event(Protocol::TCP, flags), &Sysctls::default()),
+            Err(Invalid),
+            "{flags:#x}"
+        );
     }
 }
 

@@ -40,7 +40,7 @@ fn readers_never_see_a_torn_entry<A: Family>() {
                     assert_eq!(whole.original, original);
                     assert_eq!(hit.next_hop(), whole.original_next_hop);
                     assert_eq!(hit.rewrite(), original.rewrite_to(&whole.reply.reply()));
-                    table.touch(&hit, Event::Other, at(1));
+                    table.touch(&hit, &Event::Other, at(1));
                     for flow in table.list(0, 8, at(1)).0 {
                         assert_eq!(flow.reply, numbered::<A>(flow.mark).reply);
                     }

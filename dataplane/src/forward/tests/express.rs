@@ -59,7 +59,8 @@ fn express(node: &Node, packet: &mut Packet) -> Option<PortId> {
     let flows = node.forwarder.flows_v4();
     let mut plain = Express::begin(flows, &Plain::read(packet)?);
     plain.lookup.probe(flows);
-    node.forwarder.express(packet, &plain, node.now, &mut Nobody)
+    let flows = std::sync::Arc::clone(node.forwarder.flows_v4());
+    node.forwarder.express(&flows, packet, &plain, node.now, &mut Nobody)
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! IPv6 the whole way: Services, neighbour discovery, errors, and what stays on its link. A node with an uplink
 //! and two pods wired as Calico does it; expected frames are etherparse's.
 
+mod fragments;
+
 use std::net::{Ipv6Addr, SocketAddrV6};
 
 use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};

@@ -40,6 +40,7 @@ impl Edited {
             routing,
             masquerade: v4.masquerade.clone(),
             loopback_guard: v4.loopback_guard,
+            peers: v4.peers.clone(),
         };
         let tables =
             Tables { ports: Arc::clone(&old.ports), v4: Some(family), v6: None, masquerade: old.masquerade };
@@ -178,6 +179,7 @@ fn masqueraded(edited: &mut Edited) -> String {
         routing: Arc::clone(&v4.routing),
         masquerade: vec![rule],
         loopback_guard: v4.loopback_guard,
+        peers: v4.peers.clone(),
     };
     let tables = Tables {
         ports: Arc::clone(&tables.ports),
