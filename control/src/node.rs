@@ -11,15 +11,17 @@ use std::sync::Arc;
 use pollux_dataplane::packet::{Address, Family, LinkAddr, PortId, Prefix, V4, V6};
 use pollux_dataplane::route::{
     Fib, Interface, InterfaceAddress, Interfaces, Multipath, NextHop, Route, RouteKind, own_routes,
+    retain_usable,
 };
 use pollux_dataplane::tables::{
-    self, Detected, Foreign, MasqueradePorts, MasqueradeRule, Peers, PortInfo, Ports, ProxyArp, Role,
-    Routing, Sharing, Tunnel, TunnelDf, TunnelTtl,
+    self, Detected, Foreign, MasqueradePorts, MasqueradeRule, Peers, PortInfo, Ports, ProxyArp, ReversePath,
+    Role, Routing, Sharing, Tunnel, TunnelDf, TunnelTtl,
 };
 
 use crate::cluster::IpPrefix;
 use crate::config::node::{self, NodeConfig, RouteConfig, Source};
 use crate::config::proxy::DetectLocal;
+use crate::kernel::settings::LinkSettings;
 use crate::problem::{Findings, Problem, Problems};
 
 /// What the machine knows of an interface and the configuration need not say.
@@ -29,6 +31,8 @@ pub struct LinkFacts {
     pub link_address: LinkAddr,
     /// The largest IP packet that fits, bytes.
     pub mtu: u32,
+    /// What the kernel is told about it; the default where that does not count.
+    pub settings: LinkSettings,
 }
 
 /// Interfaces by name.
@@ -69,13 +73,19 @@ pub struct FamilyView<A: Family> {
     pub routing: Arc<Routing<A>>,
     /// Masquerade rules beside kube-proxy's mark.
     pub masquerade: Vec<MasqueradeRule<A>>,
+    /// Ports out of which no route counts while the link has no carrier (RT-04).
+    pub linkdown_ignored: Vec<PortId>,
 }
 
 /// What a port has that neither the configuration nor the machine gave a value: a locally administered
 /// address made of the port's number, and Ethernet's MTU.
 fn unknown_link(number: usize) -> LinkFacts {
     let [high, low] = (number as u16).to_be_bytes();
-    LinkFacts { link_address: LinkAddr([0x02, 0, 0, 0, high, low]), mtu: 1500 }
+    LinkFacts {
+        link_address: LinkAddr([0x02, 0, 0, 0, high, low]),
+        mtu: 1500,
+        settings: LinkSettings::default(),
+    }
 }
 
 impl NodeView {
@@ -93,8 +103,8 @@ impl NodeView {
         findings.enter_object("Node");
         let ports = Arc::new(configured_ports(config, links, detect));
         let view = NodeView {
-            v4: family_view(config, &ports, &mut findings),
-            v6: family_view(config, &ports, &mut findings),
+            v4: family_view(config, &ports, links, &mut findings),
+            v6: family_view(config, &ports, links, &mut findings),
             neighbours: configured_neighbours(config, &ports),
             masquerade_ports: match config.masquerade_ports {
                 node::MasqueradePorts::Keep => MasqueradePorts::Keep,
@@ -173,6 +183,10 @@ pub fn configured_ports(config: &NodeConfig, links: &Links, detect: &DetectLocal
                 node::ProxyArp::On => ProxyArp::On,
                 node::ProxyArp::Off => ProxyArp::Off,
             },
+            reverse_path: port
+                .reverse_path
+                .map_or_else(|| kernels_own(facts.settings.rp_filter), reverse_path),
+            reverse_path_v6: port.reverse_path.map_or(ReversePath::Off, reverse_path),
         }
     };
     let tunnel = |(number, port): (usize, &node::PortConfig)| {
@@ -200,15 +214,53 @@ fn listed_peers(config: &NodeConfig) -> Vec<(PortId, Vec<Ipv4Addr>)> {
     listed.collect()
 }
 
-fn family_view<A: Family>(config: &NodeConfig, ports: &Ports, findings: &mut Findings) -> FamilyView<A> {
+fn reverse_path(configured: node::ReversePath) -> ReversePath {
+    match configured {
+        node::ReversePath::Off => ReversePath::Off,
+        node::ReversePath::Strict => ReversePath::Strict,
+        node::ReversePath::Loose => ReversePath::Loose,
+    }
+}
+
+/// What a value of `rp_filter` means.
+fn kernels_own(rp_filter: u8) -> ReversePath {
+    match rp_filter {
+        0 => ReversePath::Off,
+        1 => ReversePath::Strict,
+        _ => ReversePath::Loose,
+    }
+}
+
+/// The ports out of which no route counts while the link has no carrier.
+fn linkdown_ignored<A: Family>(config: &NodeConfig, links: &Links) -> Vec<PortId> {
+    let ignored = |port: &node::PortConfig| match port.linkdown {
+        Some(linkdown) => linkdown == node::Linkdown::Ignored,
+        None => links.get(&port.interface).is_some_and(|facts| match A::VERSION {
+            4 => facts.settings.ignores_linkdown,
+            _ => facts.settings.ignores_linkdown_v6,
+        }),
+    };
+    let ports = config.ports.iter().enumerate().filter(|(_, port)| ignored(port));
+    ports.map(|(number, _)| PortId(number as u16)).collect()
+}
+
+fn family_view<A: Family>(
+    config: &NodeConfig,
+    ports: &Ports,
+    links: &Links,
+    findings: &mut Findings,
+) -> FamilyView<A> {
     let interfaces = configured_interfaces::<A>(config, ports);
+    let ignored = linkdown_ignored::<A>(config, links);
     let mut routes = own_routes(&interfaces);
     if let Source::Listed(listed) = &config.routes {
-        routes.extend(listed.iter().filter_map(|route| configured_route(route, ports, findings)));
+        routes.extend(listed.iter().filter_map(|route| configured_route(route, ports, &ignored, findings)));
     }
+    retain_usable(&mut routes, &ignored);
     FamilyView {
         routing: Arc::new(Routing { fib: Fib::build(routes), interfaces: Arc::new(interfaces) }),
         masquerade: masquerade_rules(config, ports),
+        linkdown_ignored: ignored,
     }
 }
 
@@ -236,6 +288,7 @@ fn configured_interfaces<A: Family>(config: &NodeConfig, ports: &Ports) -> Inter
 fn configured_route<A: Family>(
     route: &RouteConfig,
     ports: &Ports,
+    linkdown_ignored: &[PortId],
     findings: &mut Findings,
 ) -> Option<Route<A>> {
     let prefix: Prefix<A> = route.to.of()?;
@@ -261,7 +314,7 @@ fn configured_route<A: Family>(
                 // An interface that is no port: the host's kernel routes on.
                 None => RouteKind::Host,
             },
-            hops => several_ways(route.to, hops, ports, findings)?,
+            hops => several_ways(route.to, hops, ports, linkdown_ignored, findings)?,
         },
     };
     Some(Route {
@@ -280,6 +333,7 @@ fn several_ways<A: Family>(
     to: IpPrefix,
     hops: &[node::NextHopConfig],
     ports: &Ports,
+    linkdown_ignored: &[PortId],
     findings: &mut Findings,
 ) -> Option<RouteKind<A>> {
     let mut ways = Vec::with_capacity(hops.len());
@@ -291,6 +345,9 @@ fn several_ways<A: Family>(
             }
             return Some(RouteKind::Host);
         };
+        if hop.link == node::LinkState::Down && linkdown_ignored.contains(&port) {
+            continue;
+        }
         let gateway = hop.via.and_then(A::Addr::from_ip);
         ways.push((NextHop { port, gateway, onlink: hop.onlink == node::OnLink::Yes }, hop.weight));
     }

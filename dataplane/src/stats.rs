@@ -50,6 +50,7 @@ reasons! {
     FragmentOverflow "fragment_overflow" "too many fragments wait for their first ones, or one datagram has too many (NAT-08)",
     MartianSource "martian_source" "a source address that no packet may have (FW-03)",
     MartianDestination "martian_destination" "a destination address that no packet may have (FW-03)",
+    ReversePath "reverse_path" "answers to the source would not leave by the port that it came in by (FW-03)",
     BeyondScope "beyond_scope" "a link-local source, which is not forwarded off its link (FW-03)",
     OtherHost "other_host" "the link address is another host's",
     NotForPollux "not_for_pollux" "not for Pollux to forward, and not to be passed to the host (FW-06)",

@@ -221,6 +221,10 @@ pub struct PortInfo {
     pub sharing: Sharing,
     /// NB-01: whether questions for what is routed elsewhere are answered, of ARP and of neighbour discovery.
     pub proxy_arp: ProxyArp,
+    /// FW-03: what is asked of the sources of IPv4 packets.
+    pub reverse_path: ReversePath,
+    /// The same of IPv6.
+    pub reverse_path_v6: ReversePath,
 }
 
 /// An IPIP tunnel (TN-01, RFC 2003).
@@ -258,6 +262,10 @@ pub enum TunnelDf {
 pub(crate) struct Ingress {
     /// [`PortInfo::link_address`], as a number ([`LinkAddr::bits`]): that compares in one instruction.
     link_address: u64,
+    /// The same for packets that need no look at their source; else an address that no frame has.
+    plain_address: u64,
+    /// FW-03, by family.
+    reverse_path: [ReversePath; 2],
     /// What the packets are to the Service tables.
     pub(crate) origin: Origin,
 }
@@ -269,7 +277,32 @@ impl Ingress {
             (_, Detected::Pod) => Origin::PodPort,
             (_, Detected::Other) => Origin::Port,
         };
-        Ingress { link_address: port.link_address.bits(), origin }
+        let link_address = port.link_address.bits();
+        Ingress {
+            link_address,
+            plain_address: match port.reverse_path {
+                ReversePath::Off => link_address,
+                ReversePath::Strict | ReversePath::Loose => u64::MAX,
+            },
+            reverse_path: match origin {
+                Origin::Host => [ReversePath::Off; 2],
+                _ => [port.reverse_path, port.reverse_path_v6],
+            },
+            origin,
+        }
+    }
+
+    /// What is asked of the sources of this family's packets.
+    #[inline]
+    pub(crate) fn reverse_path<A: Family>(self) -> ReversePath {
+        self.reverse_path[usize::from(A::VERSION == 6)]
+    }
+
+    /// As [`takes`](Self::takes), of an IPv4 packet about whose source nothing is asked.
+    #[inline(always)]
+    pub(crate) fn takes_unasked(self, destination: u64) -> bool {
+        destination == self.plain_address
+            || (self.origin == Origin::Host && !LinkAddr::from_bits(destination).is_group())
     }
 
     /// Whether a frame with this link destination ([`LinkAddr::bits`]) is for Pollux. What the host sends has
@@ -331,6 +364,18 @@ pub enum ProxyArp {
     Off,
     /// So are those for what is routed elsewhere.
     On,
+}
+
+/// FW-03: the reverse path filter, as the kernel's `rp_filter`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReversePath {
+    /// Any source may come in.
+    #[default]
+    Off,
+    /// Answers must leave by the same port.
+    Strict,
+    /// There must be a way back. On an interface without addresses, as strict.
+    Loose,
 }
 
 /// NO-07.

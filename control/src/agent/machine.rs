@@ -8,11 +8,11 @@ use pollux_dataplane::route::source::{Lifetime, LinkState, Scope};
 use pollux_dataplane::route::{
     Changed, Interface, InterfaceAddress, Interfaces, Multipath, NextHop, Route, RouteKind,
 };
-use pollux_dataplane::tables::Ports;
 
 use super::routes::Routes;
 use crate::config::node::Source;
 use crate::config::{Config, NodeConfig};
+use crate::kernel::settings::LinkSettings;
 use crate::kernel::state::{
     self, Changes, FamilyState, Gateway, KernelNextHop, KernelRoute, KernelRouteKind, KernelState, Link,
 };
@@ -40,7 +40,7 @@ pub(super) fn followed(
     if node.routes != Source::Kernel {
         return Ok((view, None, warnings));
     }
-    let (routes, routing) = Routes::new(&Names::new(&node, &view.ports, kernel), kernel);
+    let (routes, routing) = Routes::new(&Names::new(&node, &view, kernel), kernel);
     (view.v4.routing, view.v6.routing) = routing;
     Ok((view, Some(routes), warnings))
 }
@@ -56,9 +56,14 @@ pub(super) fn changed(
     routes: Option<&mut Routes>,
     old: &NodeView,
 ) -> Result<(NodeView, Vec<Problem>), Problems> {
-    let (mut view, node, warnings) = configured(config, kernel)?;
+    let following = routes.is_some();
+    // One route of many costs no look at the ports.
+    let (mut view, node, warnings) = match config.node.as_ref() {
+        Some(node) if following && changes.is_routes_only() => (old.clone(), node.clone(), Vec::new()),
+        _ => configured(config, kernel)?,
+    };
     if let Some(routes) = routes {
-        let names = Names::new(&node, &view.ports, kernel);
+        let names = Names::new(&node, &view, kernel);
         let routing = routes.follow(&names, kernel, changes, (&old.v4.routing, &old.v6.routing));
         (view.v4.routing, view.v6.routing) = routing;
     }
@@ -71,7 +76,7 @@ fn configured(
     kernel: &KernelState,
 ) -> Result<(NodeView, NodeConfig, Vec<Problem>), Problems> {
     let node = config.node.clone().unwrap_or_default();
-    let (view, warnings) = NodeView::configured(&node, &links(kernel), &config.proxy.detect_local)?;
+    let (view, warnings) = NodeView::configured(&node, &links(&node, kernel), &config.proxy.detect_local)?;
     Ok((view, node, warnings))
 }
 
@@ -112,12 +117,18 @@ fn share_routing<A: Family>(new: &mut FamilyView<A>, old: &FamilyView<A>) {
     }
 }
 
-fn links(kernel: &KernelState) -> Links {
+/// What the node's configuration leaves to the kernel. Where the routes are not the kernel's, neither are its settings.
+fn links(node: &NodeConfig, kernel: &KernelState) -> Links {
+    let is_port = |name: &str| node.ports.iter().any(|port| port.interface == name);
+    let settings = |name: &str| match node.routes == Source::Kernel && is_port(name) {
+        true => LinkSettings::of(name),
+        false => LinkSettings::default(),
+    };
     let ethernet = kernel.links.iter().filter_map(|link| {
         // A tunnel of the kernel's has no link address, and Pollux's in its place needs none.
         let is_tunnel = link.kind.as_deref() == Some("ipip");
         let link_address = link.link_address.or(is_tunnel.then(LinkAddr::default))?;
-        let facts = LinkFacts { link_address, mtu: link.mtu };
+        let facts = LinkFacts { link_address, mtu: link.mtu, settings: settings(&link.name) };
         Some((link.name.clone(), facts))
     });
     ethernet.collect()
@@ -126,13 +137,13 @@ fn links(kernel: &KernelState) -> Links {
 /// From the kernel's links to ports.
 pub(super) struct Names<'a> {
     node: &'a NodeConfig,
-    ports: &'a Ports,
+    view: &'a NodeView,
     links: &'a [Link],
 }
 
 impl<'a> Names<'a> {
-    fn new(node: &'a NodeConfig, ports: &'a Ports, kernel: &'a KernelState) -> Self {
-        Names { node, ports, links: &kernel.links }
+    fn new(node: &'a NodeConfig, view: &'a NodeView, kernel: &'a KernelState) -> Self {
+        Names { node, view, links: &kernel.links }
     }
 
     /// The kernel's interfaces and addresses.
@@ -142,7 +153,7 @@ impl<'a> Names<'a> {
 
     fn interface<A: Family>(&self, link: &Link, state: &FamilyState<A>) -> Interface<A> {
         let port = self.port_of(link);
-        let name = port.and_then(|port| self.ports.get(port)).map_or(&link.name, |port| &port.name);
+        let name = port.and_then(|port| self.view.ports.get(port)).map_or(&link.name, |port| &port.name);
         let mut interface = Interface::new(name, port);
         interface.link = link_state(link);
         for address in state.addresses.iter().filter(|address| address.link == link.index) {
@@ -166,6 +177,7 @@ impl<'a> Names<'a> {
     /// link has gone meanwhile.
     pub(super) fn route<A: Family>(&self, route: &KernelRoute<A>) -> Option<Route<A>> {
         let kind = match &route.kind {
+            KernelRouteKind::Unicast(hop) if self.is_ignored(hop) => return None,
             KernelRouteKind::Unicast(hop) => self.next_hop(hop)?,
             KernelRouteKind::Multipath(hops) => self.multipath(hops)?,
             KernelRouteKind::Local(_) | KernelRouteKind::Anycast(_) => RouteKind::Local,
@@ -188,11 +200,22 @@ impl<'a> Names<'a> {
         })
     }
 
+    /// RT-04: the link has no carrier, and routes through it do not count then.
+    fn is_ignored<A: Family>(&self, hop: &KernelNextHop<A>) -> bool {
+        let ignored = match A::VERSION {
+            4 => &self.view.v4.linkdown_ignored,
+            _ => &self.view.v6.linkdown_ignored,
+        };
+        let link = self.link(hop.link).filter(|link| !link.carrier);
+        link.and_then(|link| self.port_of(link)).is_some_and(|port| ignored.contains(&port))
+    }
+
     /// The ways of a route that are alive: a link that is down takes its own out, as in the kernel (`dead`). Nothing
     /// without any. When one leads out of an interface that is no port, the kernel chooses.
     fn multipath<A: Family>(&self, hops: &[KernelNextHop<A>]) -> Option<RouteKind<A>> {
         let mut ways = Vec::with_capacity(hops.len());
-        for hop in hops.iter().filter(|hop| self.link(hop.link).is_some_and(|link| link.up)) {
+        let is_up = |hop: &&KernelNextHop<A>| self.link(hop.link).is_some_and(|link| link.up);
+        for hop in hops.iter().filter(is_up).filter(|hop| !self.is_ignored(hop)) {
             match self.next_hop(hop)? {
                 RouteKind::Via(next) => ways.push((next, hop.weight)),
                 other => return Some(other),
@@ -213,7 +236,7 @@ impl<'a> Names<'a> {
         };
         Some(match self.port_of(self.link(hop.link)?) {
             // IPIP carries IPv4 only; another tunnel's routes are the kernel's.
-            Some(port) if A::VERSION == 6 && self.ports.tunnel(port).is_some() => RouteKind::Host,
+            Some(port) if A::VERSION == 6 && self.view.ports.tunnel(port).is_some() => RouteKind::Host,
             Some(port) => RouteKind::Via(NextHop { port, gateway, onlink: hop.onlink }),
             None => RouteKind::Host,
         })

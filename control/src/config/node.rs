@@ -20,6 +20,9 @@
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
 //!   addresses: [172.16.1.50/12]     # the node's addresses on it
 //!   proxyArp: false                 # answer ARP and NDP for what is routed elsewhere (NB-01)
+//!   rpFilter: strict                # off, strict, loose: the reverse path filter (FW-03); with routes: kernel, and IPv4,
+//!                                   # as the kernel's when it is not said, else off
+//!   ignoreRoutesWithLinkdown: true  # whether routes out of it count without a carrier (RT-04); else as rpFilter
 //!   foreign: host                   # host, drop: what is not Pollux's to forward (FW-06)
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
 //!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
@@ -96,7 +99,7 @@ pub struct NodeConfig {
 /// What a sysctl's number means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SysctlKind {
-    /// A time in seconds, at least 1.
+    /// A time in seconds, 1 to [`LONGEST`](pollux_dataplane::flow::LONGEST).
     Seconds,
     /// 0 is off, 1 is on.
     Switch,
@@ -197,6 +200,10 @@ pub struct PortConfig {
     pub addresses: Vec<InterfaceAddress>,
     /// Whether ARP and neighbour discovery for what is routed elsewhere are answered.
     pub proxy_arp: ProxyArp,
+    /// What is asked of the sources of packets that come in, when it is set.
+    pub reverse_path: Option<ReversePath>,
+    /// Whether routes out of it count while its link has no carrier, when it is set.
+    pub linkdown: Option<Linkdown>,
     /// Where frames go that are not Pollux's to forward.
     pub foreign: Foreign,
     /// Order of creation, when it is set.
@@ -264,6 +271,25 @@ pub enum ProxyArp {
     Off,
     /// Addresses that are routed out of another port are answered for as well (Calico's 169.254.1.1).
     On,
+}
+
+/// `rpFilter` (FW-03).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the kernel's own words")]
+pub enum ReversePath {
+    Off,
+    Strict,
+    Loose,
+}
+
+/// `ignoreRoutesWithLinkdown` (RT-04).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Linkdown {
+    /// Routes through a link without carrier count all the same.
+    Used,
+    /// They do not.
+    Ignored,
 }
 
 /// `foreign` (FW-06).

@@ -169,7 +169,8 @@ fn a_node_document_is_read_whole() {
          ports:\n\
          - {name: ens3, role: uplink, backend: af_packet, linkAddress: 'fa:16:3e:92:11:ca', mtu: 1500, \
             addresses: [172.16.1.50/12], index: 3}\n\
-         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, index: 9}\n\
+         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, \
+            rpFilter: off, ignoreRoutesWithLinkdown: true, index: 9}\n\
          interfaces:\n\
          - {name: docker0, addresses: [172.17.0.1/16], index: 5}\n\
          - {name: lo, addresses: [127.0.0.1/8], index: 1}\n\
@@ -193,6 +194,8 @@ fn a_node_document_is_read_whole() {
     let pod = config.port("pod8").unwrap();
     assert_eq!(pod.interface, "caliee93b0bdd66");
     assert_eq!((pod.proxy_arp, pod.foreign), (ProxyArp::On, Foreign::Drop));
+    assert_eq!((pod.reverse_path, pod.linkdown), (Some(ReversePath::Off), Some(Linkdown::Ignored)));
+    assert_eq!((ens3.reverse_path, ens3.linkdown), (None, None));
     let by_age: Vec<_> = config.interfaces_by_age().iter().map(|(name, _)| *name).collect();
     assert_eq!(by_age, ["lo", "ens3", "docker0", "pod8"]);
     let Source::Listed(routes) = &config.routes else {
@@ -242,7 +245,7 @@ fn all_errors_of_a_node_document_are_reported_at_once() {
             ": workers 0 is not in 1-1024",
             ": affinity.clients 0 is not in 1-268435456",
             ": sysctl.nf_conntrack_tcp_timeout is not known",
-            ": sysctl.nf_conntrack_udp_timeout -3 is not in 1-4294967295",
+            ": sysctl.nf_conntrack_udp_timeout -3 is not in 1-1728000",
             " port ens3: linkAddress ff:16:3e:92:11 is not a link address (six bytes in hex, aa:bb:cc:dd:ee:ff)",
             " port ens3: mtu 60 is not in 68-65535",
             " port ens3: addresses \"172.16.1.500/12\" is not an address with a prefix length (172.16.1.50/12)",

@@ -10,12 +10,14 @@ use std::path::PathBuf;
 
 mod decode;
 pub mod host_port;
+pub mod memory;
 pub mod mirror;
 mod netlink;
 pub mod netns;
 mod restore;
 pub mod routes;
 pub mod sandbox;
+pub mod settings;
 pub mod state;
 
 /// The protocol number of the routes that Pollux makes (`ip route ... proto 112`): a value that no entry of

@@ -11,7 +11,7 @@ use pollux_dataplane::route::{
     Fib, Interface, InterfaceAddress, Interfaces, NextHop, Route, RouteKind, own_routes,
 };
 use pollux_dataplane::tables::{
-    Detected, Foreign, MasqueradePorts, PortInfo, Ports, ProxyArp, Role, Routing, Sharing,
+    Detected, Foreign, MasqueradePorts, PortInfo, Ports, ProxyArp, ReversePath, Role, Routing, Sharing,
 };
 
 use super::outcome::{Distribution, Outcome, SourceNat};
@@ -50,6 +50,8 @@ impl Node {
             foreign: Foreign::ToHost,
             sharing: Sharing::Owned,
             proxy_arp: ProxyArp::Off,
+            reverse_path: ReversePath::Off,
+            reverse_path_v6: ReversePath::Off,
         };
         let named = interfaces.iter().cloned().map(|name| (name, Role::Uplink));
         let all = named.chain([("host".to_string(), Role::Host)]).enumerate();
@@ -180,6 +182,7 @@ fn family_view<A: Family>(input: &Input<'_>, uplink: &str) -> FamilyView<A> {
         link_down: false,
     });
     FamilyView {
+        linkdown_ignored: Vec::new(),
         routing: Arc::new(Routing { fib: Fib::build(routes), interfaces: Arc::new(interfaces) }),
         masquerade: Vec::new(),
     }

@@ -50,7 +50,7 @@ impl Forwarder {
         let port = packet.port;
         let ingress = self.tables.ports.ingress(port)?;
         let mut view = View::of(packet)?;
-        if !ingress.takes(view.link_destination()) {
+        if !ingress.takes_unasked(view.link_destination()) {
             return None;
         }
         let hit = flows.find_packed(candidate, plain.key)?;

@@ -23,6 +23,7 @@ mod new;
 pub mod observe;
 mod orphans;
 mod related;
+mod reverse;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -45,7 +46,7 @@ use crate::pool::Pool;
 use crate::route::{Changed, NeighbourEvent, Neighbours, Stamps};
 use crate::service::{Clients, Origin, Services};
 use crate::stats::{Reason, Stats};
-use crate::tables::{FamilyTables, Masquerade, Ports, Tables};
+use crate::tables::{FamilyTables, Masquerade, Ports, ReversePath, Tables};
 use crate::time::Instant;
 use express::Express;
 pub use host::HOST_SIDE;
@@ -555,6 +556,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         // Link-local addresses mean nothing without their link, which only the node's own stack knows.
         if !addressed || headers.destination.stays_on_link() {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
+        }
+        let reverse_path = ingress.reverse_path::<A>();
+        if reverse_path != ReversePath::Off && !self.comes_the_right_way(headers, packet.port, reverse_path) {
+            return self.drop(packet, Reason::ReversePath);
         }
         let Some(packet) = A::take_tunnelled(self, packet, headers) else { return };
         if headers.is_fragment() {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
-use super::{Backend, Foreign, MasqueradePorts, Role, RouteKind};
+use super::{Backend, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
 #[derive(Deserialize)]
@@ -106,6 +106,8 @@ pub(super) struct WirePort {
     pub(super) addresses: Vec<String>,
     #[serde(default)]
     pub(super) proxy_arp: bool,
+    pub(super) rp_filter: Option<ReversePath>,
+    pub(super) ignore_routes_with_linkdown: Option<bool>,
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
     pub(super) tunnel: Option<WireTunnel>,

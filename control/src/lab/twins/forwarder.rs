@@ -154,6 +154,9 @@ fn port(interface: &str, role: Role) -> PortConfig {
         mtu: None,
         addresses: Vec::new(),
         proxy_arp: ProxyArp::Off,
+        // As the kernel of the other twin.
+        reverse_path: None,
+        linkdown: None,
         foreign: Foreign::Drop,
         index: None,
         faults: None,

@@ -12,6 +12,7 @@ mod laws;
 mod malformed;
 mod neighbours;
 mod related;
+mod reverse;
 mod routing;
 mod source_ports;
 mod tunnel;
@@ -36,8 +37,8 @@ use crate::service::{
 };
 use crate::stats::{Reason, Stats};
 use crate::tables::{
-    Detected, FamilyTables, Foreign, Masquerade, MasqueradePorts, Peers, PortInfo, Ports, ProxyArp, Role,
-    Routing, Sharing, Tables, Tunnel, TunnelDf, TunnelTtl,
+    Detected, FamilyTables, Foreign, Masquerade, MasqueradePorts, Peers, PortInfo, Ports, ProxyArp,
+    ReversePath, Role, Routing, Sharing, Tables, Tunnel, TunnelDf, TunnelTtl,
 };
 use crate::time::Instant;
 use wire::{Frame, Kind};
@@ -113,6 +114,8 @@ fn port(name: &str, role: Role, link_address: LinkAddr, mtu: u32) -> PortInfo {
         detected: Detected::Other,
         sharing: Sharing::Owned,
         proxy_arp: ProxyArp::Off,
+        reverse_path: ReversePath::Off,
+        reverse_path_v6: ReversePath::Off,
     }
 }
 
