@@ -2,7 +2,9 @@
 
 #[cfg(feature = "control")]
 pub mod cluster;
+pub mod conntrack;
 pub mod instructions;
+pub mod machine;
 pub mod node;
 pub mod pipeline;
 #[cfg(feature = "control")]
