@@ -2,7 +2,7 @@
 # Installs what a make target needs and the machine lacks: Debian's packages through apt (through sudo when
 # not root), Rust's components through rustup. Touches nothing, and no network, when nothing is missing.
 #
-#   scripts/setup.sh demo|test|bench|lint
+#   scripts/setup.sh demo|test|soak|bench|lint
 #
 # Ends with 4, and says what to install by hand, when it can not install it.
 set -euo pipefail
@@ -16,14 +16,23 @@ compiler=("cc gcc libc6-dev")
 namespaces=("ip iproute2")
 case $target in
 demo) needs=("${compiler[@]}" "${namespaces[@]}") ;;
-test) needs=("${compiler[@]}" "${namespaces[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind") ;;
+test)
+	needs=("${compiler[@]}" "${namespaces[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind")
+	# The programs of control/tests/programs.rs.
+	needs+=("curl curl" "nginx nginx" "iperf3 iperf3" "dig bind9-dnsutils" "dnsmasq dnsmasq-base" "openssl openssl"
+		"ping iputils-ping" "tracepath iputils-tracepath" "traceroute traceroute" "wrk wrk")
+	;;
 bench) needs=("${compiler[@]}" "valgrind valgrind") ;;
+soak) needs=("${compiler[@]}" "jq jq") ;;
 lint) needs=("${compiler[@]}") ;;
 *)
-	echo "usage: scripts/setup.sh demo|test|bench|lint" >&2
+	echo "usage: scripts/setup.sh demo|test|soak|bench|lint" >&2
 	exit 2
 	;;
 esac
+
+# Packages whose daemon is to run in the tests' namespaces only, and its service.
+daemons=("nginx nginx.service")
 
 lacks() { # what is lacking, what to do
 	echo "setup: make $target lacks $1. $2" >&2
@@ -53,10 +62,29 @@ if ((${#packages[@]} > 0)); then
 		# Nobody is there to type a password.
 		[[ -t 0 ]] || as_root+=(-n)
 	fi
+	# Debian's packages start their daemons, unless this file says no; and again when the machine starts.
+	policy=/usr/sbin/policy-rc.d
+	quietly() {
+		[[ -e $policy ]] && return
+		trap '"${as_root[@]}" rm -f "$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+		"${as_root[@]}" chmod 755 "$policy"
+	}
+	stay_off() {
+		local daemon package service
+		for daemon in "${daemons[@]}"; do
+			read -r package service <<<"$daemon"
+			if [[ -d /run/systemd/system && " ${packages[*]} " == *" $package "* ]]; then
+				"${as_root[@]}" systemctl --quiet disable --now "$service"
+			fi
+		done
+	}
 	apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" >/dev/null; }
 	echo "setup: installing ${packages[*]}" >&2
 	apt update || echo "setup: apt-get update failed; trying with the lists as they are" >&2
+	quietly
 	apt install -y --no-install-recommends "${packages[@]}" || lacks "${packages[*]}, and apt-get failed" "$by_hand"
+	stay_off
 	for need in "${needs[@]}"; do
 		read -r command _ <<<"$need"
 		command -v "$command" >/dev/null || lacks "the command $command, although its package is installed" "$by_hand"

@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod conntrack;
 pub mod instructions;
+pub mod internet;
 pub mod machine;
 pub mod node;
 pub mod pipeline;

@@ -14,7 +14,7 @@ use pollux_dataplane::service::{
     Backend, Builder, Detector, Frontend, FrontendAddress, FrontendKey, FrontendKind, Path, Policy,
 };
 use pollux_dataplane::tables::{
-    Detected, FamilyTables, Foreign, PortInfo, Ports, ProxyArp, Role, Routing, Sharing, Tables,
+    Detected, FamilyTables, Foreign, PortInfo, Ports, ProxyArp, ReversePath, Role, Routing, Sharing, Tables,
 };
 use pollux_dataplane::time::Instant;
 
@@ -123,7 +123,7 @@ fn tables() -> Tables {
         ports: Arc::new(ports()),
         v4: Some(FamilyTables {
             services: services.build(),
-            routing: Arc::new(Routing { fib: Fib::build(routes), interfaces }),
+            routing: Arc::new(Routing { fib: Fib::build(routes), interfaces: Arc::new(interfaces) }),
             ..FamilyTables::default()
         }),
         ..Tables::default()
@@ -140,6 +140,8 @@ fn ports() -> Ports {
         detected: Detected::Other,
         sharing: Sharing::Owned,
         proxy_arp: ProxyArp::Off,
+        reverse_path: ReversePath::Off,
+        reverse_path_v6: ReversePath::Off,
     };
     Ports::new(vec![
         port("ens3", Role::Uplink, ENS3_LINK, 1500),

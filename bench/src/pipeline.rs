@@ -358,11 +358,11 @@ impl Frame {
     ) -> Frame {
         let tcp = PacketBuilder::ethernet2(link_source.0, link_destination.0)
             .ipv4(source.ip().octets(), destination.ip().octets(), TTL)
-            .tcp(source.port(), destination.port(), 1000, 4096);
+            .tcp(source.port(), destination.port(), if flags == Flags::Ack { 1001 } else { 1000 }, 4096);
         let tcp = match flags {
             Flags::Syn => tcp.syn(),
-            Flags::SynAck => tcp.syn().ack(77),
-            Flags::Ack => tcp.ack(77),
+            Flags::SynAck => tcp.syn().ack(1001),
+            Flags::Ack => tcp.ack(1001),
         };
         let mut payload = [0; PAYLOAD];
         payload[..4].copy_from_slice(&number.to_be_bytes());

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use pollux_dataplane::packet::{Family, V4, V6};
-use pollux_dataplane::tables::{FamilyTables, LoopbackGuard, Masquerade, Tables};
+use pollux_dataplane::tables::{FamilyTables, LoopbackGuard, Masquerade, Peers, Ports, Routing, Tables};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -39,6 +39,14 @@ pub struct Compiler {
     v4: Translator<V4>,
     v6: Translator<V6>,
     health_checks: HealthChecks,
+    peers: TunnelPeers,
+}
+
+/// From whom tunnels take packets, and the view that says so: a change of Services alone looks at no route.
+#[derive(Debug, Default)]
+struct TunnelPeers {
+    of: Option<(Arc<Ports>, Arc<Routing<V4>>)>,
+    peers: Peers<V4>,
 }
 
 /// The health checks of both families, and what they were put together from.
@@ -72,9 +80,13 @@ impl Compiler {
         let v6 = self.v6.update(&input, &self.slices, &services);
         let mut reports = v4.reports;
         reports.extend(v6.reports);
+        self.peers.update(view);
         let tables = Tables {
             ports: view.ports.clone(),
-            v4: Some(family_tables(v4.services, &view.v4, v4.localhost_node_ports)),
+            v4: Some(FamilyTables {
+                peers: self.peers.peers.clone(),
+                ..family_tables(v4.services, &view.v4, v4.localhost_node_ports)
+            }),
             // A node without an IPv6 address forwards none: such frames are left to the host.
             v6: view.has_v6().then(|| family_tables(v6.services, &view.v6, v6.localhost_node_ports)),
             masquerade: Masquerade { mark: v4.mark, ports: view.masquerade_ports },
@@ -87,6 +99,18 @@ impl Compiler {
             udp: v4.udp + v6.udp,
             health_checks: self.health_checks.of([v4.health_checks, v6.health_checks]),
             reports,
+        }
+    }
+}
+
+impl TunnelPeers {
+    fn update(&mut self, view: &NodeView) {
+        let same = self.of.as_ref().is_some_and(|(ports, routing)| {
+            Arc::ptr_eq(ports, &view.ports) && Arc::ptr_eq(routing, &view.v4.routing)
+        });
+        if !same {
+            self.peers = view.peers();
+            self.of = Some((Arc::clone(&view.ports), Arc::clone(&view.v4.routing)));
         }
     }
 }
@@ -128,5 +152,6 @@ fn family_tables<A: Family>(
             LocalhostNodePorts::Enabled => LoopbackGuard::On,
             LocalhostNodePorts::Disabled => LoopbackGuard::Off,
         },
+        peers: Peers::default(),
     }
 }

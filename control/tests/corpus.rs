@@ -30,7 +30,7 @@ fn the_examples_are_read_without_a_warning() {
         config::load(&[examples.join("proxy-config.yaml"), examples.join("node.yaml")]).unwrap();
     assert_eq!(warnings, []);
     let node = config.node.unwrap();
-    assert_eq!(node.ports.len(), 4);
+    assert_eq!(node.ports.len(), 5);
     let by_age: Vec<_> = node.interfaces_by_age().iter().map(|(name, _)| *name).collect();
     assert_eq!(by_age[..4], ["lo", "ens3", "docker0", "tunl0"]);
 }

@@ -18,6 +18,7 @@ pub mod pool;
 pub mod port;
 pub mod route;
 pub mod service;
+pub mod slots;
 pub mod stats;
 mod sync;
 pub mod tables;

@@ -4,6 +4,7 @@
 //! What changes at different paces is shared between snapshots: a change of Services keeps the routing of
 //! the snapshot before, by reference, and no established flow looks at anything again.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::packet::{Family, LinkAddr, PortId, Prefix, V4, V6};
@@ -49,6 +50,8 @@ pub struct FamilyTables<A: Family> {
     pub masquerade: Vec<MasqueradeRule<A>>,
     /// NO-07.
     pub loopback_guard: LoopbackGuard,
+    /// From whom tunnels take packets.
+    pub peers: Peers<A>,
 }
 
 impl<A: Family> Default for FamilyTables<A> {
@@ -58,7 +61,33 @@ impl<A: Family> Default for FamilyTables<A> {
             routing: Arc::default(),
             masquerade: Vec::new(),
             loopback_guard: LoopbackGuard::Off,
+            peers: Peers::default(),
         }
+    }
+}
+
+/// The far ends of tunnels (TN-01), each with the port of its tunnel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Peers<A: Family>(Box<[(PortId, A::Addr)]>);
+
+impl<A: Family> Default for Peers<A> {
+    fn default() -> Self {
+        Peers(Box::default())
+    }
+}
+
+impl<A: Family> Peers<A> {
+    /// These and no others; one that is there twice counts once.
+    pub fn new(peers: impl IntoIterator<Item = (PortId, A::Addr)>) -> Peers<A> {
+        let mut peers: Vec<_> = peers.into_iter().collect();
+        peers.sort_unstable();
+        peers.dedup();
+        Peers(peers.into())
+    }
+
+    /// Whether `address` is a far end of the tunnel of `port`.
+    pub fn contains(&self, port: PortId, address: A::Addr) -> bool {
+        self.0.binary_search(&(port, address)).is_ok()
     }
 }
 
@@ -68,12 +97,12 @@ pub struct Routing<A: Family> {
     /// Longest prefix match.
     pub fib: Fib<A>,
     /// Interfaces and their addresses, in the order of their creation.
-    pub interfaces: Interfaces<A>,
+    pub interfaces: Arc<Interfaces<A>>,
 }
 
 impl<A: Family> Default for Routing<A> {
     fn default() -> Self {
-        Routing { fib: Fib::build(Vec::new()), interfaces: Interfaces::default() }
+        Routing { fib: Fib::default(), interfaces: Arc::default() }
     }
 }
 
@@ -84,6 +113,8 @@ pub struct Ports {
     /// By port: what every packet from it asks.
     ingress: Vec<Ingress>,
     host: Option<PortId>,
+    /// By port, as far as the last one that is a tunnel; empty without any.
+    tunnels: Vec<Option<Tunnel>>,
 }
 
 impl Ports {
@@ -95,7 +126,40 @@ impl Ports {
         assert!(list.len() <= PortId::MAX, "more than {} ports", PortId::MAX);
         let host = list.iter().position(|port| port.role == Role::Host).map(|at| PortId(at as u16));
         let ingress = list.iter().map(Ingress::of).collect();
-        Ports { list, ingress, host }
+        Ports { list, ingress, host, tunnels: Vec::new() }
+    }
+
+    /// Makes these ports tunnels: nothing is behind them, what leaves by them is encapsulated and routed again.
+    ///
+    /// # Panics
+    /// If there is no port of such a number.
+    #[must_use]
+    pub fn with_tunnels(mut self, tunnels: impl IntoIterator<Item = (PortId, Tunnel)>) -> Ports {
+        for (port, tunnel) in tunnels {
+            assert!(port.index() < self.list.len(), "port {} is not there", port.0);
+            self.tunnels.resize(self.tunnels.len().max(port.index() + 1), None);
+            self.tunnels[port.index()] = Some(tunnel);
+        }
+        self
+    }
+
+    /// The tunnel that a port is, if it is one.
+    #[inline]
+    pub fn tunnel(&self, id: PortId) -> Option<&Tunnel> {
+        self.tunnels.get(id.index())?.as_ref()
+    }
+
+    /// All tunnels with their ports.
+    #[inline]
+    pub fn tunnels(&self) -> impl Iterator<Item = (PortId, &Tunnel)> {
+        let numbered = self.tunnels.iter().enumerate();
+        numbered.filter_map(|(at, tunnel)| Some((PortId(at as u16), tunnel.as_ref()?)))
+    }
+
+    /// Whether a port is a tunnel.
+    #[inline]
+    pub fn have_tunnels(&self) -> bool {
+        !self.tunnels.is_empty()
     }
 
     /// A port, if there is one of that number.
@@ -157,6 +221,40 @@ pub struct PortInfo {
     pub sharing: Sharing,
     /// NB-01: whether questions for what is routed elsewhere are answered, of ARP and of neighbour discovery.
     pub proxy_arp: ProxyArp,
+    /// FW-03: what is asked of the sources of IPv4 packets.
+    pub reverse_path: ReversePath,
+    /// The same of IPv6.
+    pub reverse_path_v6: ReversePath,
+}
+
+/// An IPIP tunnel (TN-01, RFC 2003).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tunnel {
+    /// The node's end: source of what it sends, and the one destination that it takes packets for. Nothing: the
+    /// address that the route to the other end gives, and any of the node's.
+    pub local: Option<Ipv4Addr>,
+    /// TTL of what it sends.
+    pub ttl: TunnelTtl,
+    /// "Don't fragment" of what it sends.
+    pub dont_fragment: TunnelDf,
+}
+
+/// Outer TTL of a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TunnelTtl {
+    /// This one.
+    Fixed(u8),
+    /// That of the packet inside, when it enters the tunnel.
+    Inherit,
+}
+
+/// Outer flag "don't fragment" of a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TunnelDf {
+    /// Always set, so that the path's MTU is found (`pmtudisc`).
+    Set,
+    /// That of the packet inside (`nopmtudisc`).
+    Inherit,
 }
 
 /// What the packets of a port are measured by: the part of [`PortInfo`] that the fast path reads.
@@ -164,6 +262,10 @@ pub struct PortInfo {
 pub(crate) struct Ingress {
     /// [`PortInfo::link_address`], as a number ([`LinkAddr::bits`]): that compares in one instruction.
     link_address: u64,
+    /// The same for packets that need no look at their source; else an address that no frame has.
+    plain_address: u64,
+    /// FW-03, by family.
+    reverse_path: [ReversePath; 2],
     /// What the packets are to the Service tables.
     pub(crate) origin: Origin,
 }
@@ -175,7 +277,32 @@ impl Ingress {
             (_, Detected::Pod) => Origin::PodPort,
             (_, Detected::Other) => Origin::Port,
         };
-        Ingress { link_address: port.link_address.bits(), origin }
+        let link_address = port.link_address.bits();
+        Ingress {
+            link_address,
+            plain_address: match port.reverse_path {
+                ReversePath::Off => link_address,
+                ReversePath::Strict | ReversePath::Loose => u64::MAX,
+            },
+            reverse_path: match origin {
+                Origin::Host => [ReversePath::Off; 2],
+                _ => [port.reverse_path, port.reverse_path_v6],
+            },
+            origin,
+        }
+    }
+
+    /// What is asked of the sources of this family's packets.
+    #[inline]
+    pub(crate) fn reverse_path<A: Family>(self) -> ReversePath {
+        self.reverse_path[usize::from(A::VERSION == 6)]
+    }
+
+    /// As [`takes`](Self::takes), of an IPv4 packet about whose source nothing is asked.
+    #[inline(always)]
+    pub(crate) fn takes_unasked(self, destination: u64) -> bool {
+        destination == self.plain_address
+            || (self.origin == Origin::Host && !LinkAddr::from_bits(destination).is_group())
     }
 
     /// Whether a frame with this link destination ([`LinkAddr::bits`]) is for Pollux. What the host sends has
@@ -237,6 +364,18 @@ pub enum ProxyArp {
     Off,
     /// So are those for what is routed elsewhere.
     On,
+}
+
+/// FW-03: the reverse path filter, as the kernel's `rp_filter`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReversePath {
+    /// Any source may come in.
+    #[default]
+    Off,
+    /// Answers must leave by the same port.
+    Strict,
+    /// There must be a way back. On an interface without addresses, as strict.
+    Loose,
 }
 
 /// NO-07.

@@ -306,6 +306,7 @@ impl Fields {
         let l4 = ETHERNET + 20;
         let (source_port, destination_port, checksum) = match frame[ETHERNET + 9] {
             1 => (word(l4 + 4), word(l4), word(l4 + 2)),
+            4 => (0, 0, 0), // a tunnel's
             17 => (word(l4), word(l4 + 2), word(l4 + 6)),
             _ => (word(l4), word(l4 + 2), word(l4 + 16)),
         };
@@ -319,6 +320,17 @@ impl Fields {
             destination_port,
             checksum,
         }
+    }
+}
+
+/// The frame without a tunnel's outer header, if it has one (IPIP).
+///
+/// # Panics
+/// If the frame is shorter than its headers.
+pub fn inside(frame: &[u8]) -> Vec<u8> {
+    match frame[ETHERNET + 9] {
+        4 => [&frame[..ETHERNET], &frame[ETHERNET + 20..]].concat(),
+        _ => frame.to_vec(),
     }
 }
 

@@ -79,6 +79,9 @@ impl Node {
         let (mut worker, _) = Worker::new(forwarder).expect("an event descriptor");
         let mut ports = BTreeMap::new();
         for (id, port) in compiled.tables.ports.iter() {
+            if compiled.tables.ports.tunnel(id).is_some() {
+                continue; // nothing is behind a tunnel
+            }
             let (memory, handle) = MemoryPort::new(id, capabilities, Rings::default());
             worker.add_port(id, Box::new(memory));
             ports.insert(port.name.clone(), (id, handle));

@@ -20,6 +20,8 @@ pub const POD_7: Ipv4Addr = Ipv4Addr::new(10, 151, 51, 7);
 pub const POD_8: Ipv4Addr = Ipv4Addr::new(10, 151, 51, 8);
 /// The pod on slave2.
 pub const POD_REMOTE: Ipv4Addr = Ipv4Addr::new(10, 151, 49, 8);
+/// The node behind slave1's tunnel.
+pub const FAR_NODE: Ipv4Addr = Ipv4Addr::new(172, 16, 2, 77);
 /// A client outside the cluster, on slave1's link.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 9);
 
@@ -40,6 +42,7 @@ pub mod link {
     pub const ENS3: Link = [0xfa, 0x16, 0x3e, 0x92, 0x11, 0xca];
     pub const GATEWAY: Link = [0xfa, 0x16, 0x3e, 0xd2, 0x26, 0x34];
     pub const SLAVE2: Link = [0xfa, 0x16, 0x3e, 0xa9, 0x16, 0x9f];
+    pub const FAR_NODE: Link = [0xfa, 0x16, 0x3e, 0x00, 0x02, 0x77];
     pub const OUTSIDE: Link = [0xfa, 0x16, 0x3e, 0x00, 0x00, 0x09];
     /// Both pod ports'.
     pub const CALI: Link = [0xee; 6];

@@ -9,9 +9,9 @@ use pollux_control::trace::packet::{Echo, PacketSpec};
 use pollux_dataplane::packet::LinkAddr;
 use pollux_dataplane::port::Capabilities;
 use pollux_tests::binary::pollux;
-use pollux_tests::frame::Fields;
+use pollux_tests::frame::{Fields, inside};
 use pollux_tests::node::{Left, Node};
-use pollux_tests::seed::{Cluster, Files, port};
+use pollux_tests::seed::{Cluster, FAR_NODE, Files, link, port};
 use serde_json::{Value, json};
 
 /// What is asked about one packet.
@@ -94,7 +94,7 @@ impl Question<'_> {
             let (mut node, input, frame) = self.node();
             node.choose_place(place);
             let (before, left) = (Fields::of(&frame), node.send_one(&input, &frame));
-            let after = Fields::of(&left.bytes);
+            let after = Fields::of(&inside(&left.bytes));
             // The host's own address may be masqueraded as itself: only the mark tells.
             let marked = node.marks() == [0x4000];
             let moved = (before.source, before.source_port) != (after.source, after.source_port);
@@ -227,12 +227,24 @@ fn w9_node_port_policy_local() {
 }
 
 #[test]
-fn w10_a_backend_behind_the_tunnel_is_the_hosts_until_there_is_one() {
+fn w10_a_backend_behind_the_tunnel() {
     let from = "  - addresses:\n    - 10.151.49.8\n";
-    let files = &Cluster::seed().edit_objects(from, "  - addresses:\n    - 10.151.32.5\n").files();
+    let cluster = Cluster::seed().edit_objects(from, "  - addresses:\n    - 10.151.32.5\n");
+    let unknown = &cluster.files();
+    let files = &cluster.with_neighbour(FAR_NODE, link::FAR_NODE).files();
     let packet = "tcp 10.151.51.7:40000 > 10.150.18.86:80";
     let choice = Some((MYAPP, "10.151.32.5:80"));
-    Question { files, input: port::POD_7, packet, choice }.assert_agreed(3);
+    let question = Question { files, input: port::POD_7, packet, choice };
+    question.assert_agreed(3);
+    let traced = question.traced();
+    assert_eq!((&traced["source"], &traced["destination"]), (&json!("172.16.1.50"), &json!("172.16.2.77")));
+    let steps = traced["steps"].as_array().expect("a list");
+    let tunnel = steps.iter().find(|step| step["table"] == "tunnel").expect("a step into the tunnel");
+    assert_eq!(tunnel["effect"], "IPIP 172.16.1.50 > 172.16.2.77: routed again");
+    let host = Question { files, input: "host", packet: "tcp 172.16.1.50:4000 > 10.150.18.86:80", choice };
+    host.assert_agreed(3);
+    // Its link is not known: what is in the tunnel waits.
+    assert_eq!(Question { files: unknown, input: port::POD_7, packet, choice }.traced()["verdict"], "hold");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::shared::{Kernel, Shared};
 use crate::cli::Failure;
 
 /// How long changes are collected: a link that goes down takes its routes along one by one.
-const COALESCE: Duration = Duration::from_millis(5);
+const COALESCE: Duration = Duration::from_millis(1);
 
 /// Follows until it is dropped.
 pub(super) struct Follower {

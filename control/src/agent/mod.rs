@@ -20,6 +20,7 @@ mod machine;
 mod pair;
 mod ports;
 pub mod protocol;
+mod routes;
 mod shared;
 mod stale;
 mod tracking;
@@ -30,11 +31,15 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use pollux_dataplane::flow::{Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
+use pollux_dataplane::nat::fragments::Limits;
+use pollux_dataplane::packet::{V4, V6};
 use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::fault::FaultHandle;
 use pollux_dataplane::port::guard::{Families, Guard, Means};
 use pollux_dataplane::port::memory::MemoryHandle;
 use pollux_dataplane::tables::Tables;
@@ -118,6 +123,7 @@ pub struct Running {
     ended: Receiver<()>,
     guard: Option<Guard>,
     memory: HashMap<String, MemoryHandle>,
+    faults: HashMap<String, FaultHandle>,
 }
 
 impl Agent {
@@ -168,7 +174,10 @@ impl Agent {
         } else {
             Kernel::Read(Box::new(Mirror::dump(&netns).map_err(Failure::environment)?))
         };
-        let (mut worker, handle) = Worker::new(Forwarder::new(&settings, pool)?)?;
+        let mut forwarder = Forwarder::new(&settings, pool)?;
+        let [v4, v6] = fragment_timeouts(&inputs.config);
+        forwarder.set_fragment_timeouts(v4, v6);
+        let (mut worker, handle) = Worker::new(forwarder)?;
         let flows = tracking::FlowTables::of(worker.forwarder());
         let shared = Shared::new(inputs, kernel, handle, flows, pool, host)?;
         let tables = Arc::clone(&shared.state().compiled.tables);
@@ -194,6 +203,7 @@ impl Agent {
             ended,
             guard,
             memory: opened.memory,
+            faults: opened.faults,
         };
         running.shared.teach_all();
         running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
@@ -231,6 +241,11 @@ impl Running {
     /// The other side of a memory port.
     pub fn memory(&self, port: &str) -> Option<&MemoryHandle> {
         self.memory.get(port)
+    }
+
+    /// The counters of the bad wire before a port; nothing when it has none.
+    pub fn faults(&self, port: &str) -> Option<&FaultHandle> {
+        self.faults.get(port)
     }
 
     /// Becomes ready (disconnected) when the worker has ended by itself, which it never should.
@@ -313,7 +328,7 @@ fn settings(config: &Config) -> Settings {
         if sysctls.set(name, value) {
             return None;
         }
-        Some((Timeout::by_name(name)?, Some(std::time::Duration::from_secs(u64::from(value)))))
+        Some((Timeout::by_name(name)?, Some(Duration::from_secs(u64::from(value)))))
     });
     for (timeout, value) in from_proxy.into_iter().chain(from_node) {
         if let Some(value) = value.filter(|value| !value.is_zero())
@@ -326,9 +341,35 @@ fn settings(config: &Config) -> Settings {
     Settings { connections, clients, timeouts, sysctls, seed: rand::random() }
 }
 
+/// How long fragments wait, of IPv4 and of IPv6 (NAT-08).
+fn fragment_timeouts(config: &Config) -> [Duration; 2] {
+    let sysctl = |name| {
+        let seconds = config.node.as_ref().and_then(|node| node.sysctl.get(name))?;
+        Some(Duration::from_secs(u64::from(*seconds)))
+    };
+    [
+        sysctl("ipfrag_time").unwrap_or(Limits::of::<V4>().timeout),
+        sysctl("nf_conntrack_frag6_timeout").unwrap_or(Limits::of::<V6>().timeout),
+    ]
+}
+
 /// Says what is worth saying about the input.
 pub fn report<'a>(warnings: impl IntoIterator<Item = &'a Problem>) {
     for warning in warnings {
         warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nat_08_the_time_of_fragments_is_that_of_the_kernel_s_sysctls() {
+        let mut config = Config::default();
+        assert_eq!(fragment_timeouts(&config), [30, 60].map(Duration::from_secs));
+        let sysctl = [("ipfrag_time".to_string(), 5), ("nf_conntrack_frag6_timeout".to_string(), 6)];
+        config.node = Some(NodeConfig { sysctl: sysctl.into(), ..NodeConfig::default() });
+        assert_eq!(fragment_timeouts(&config), [5, 6].map(Duration::from_secs));
     }
 }

@@ -10,12 +10,14 @@ use std::fs;
 use pollux_dataplane::packet::{Family, PortId, Prefix, V4, V6};
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::af_packet::{self, AfPacketPort};
+use pollux_dataplane::port::fault::{FaultHandle, FaultPort};
 use pollux_dataplane::port::guard::{Families, Guard};
 use pollux_dataplane::port::memory::{MemoryHandle, MemoryPort, Rings};
 use pollux_dataplane::port::tap::TapPort;
 use pollux_dataplane::port::{Capabilities, Port};
 use pollux_dataplane::service::FrontendAddress;
 use pollux_dataplane::tables::{FamilyTables, Tables};
+use pollux_dataplane::time::Instant;
 use tracing::{info, warn};
 
 use super::HostOptions;
@@ -46,6 +48,8 @@ pub(super) struct Opened {
     pub(super) ports: Vec<(PortId, Box<dyn Port>)>,
     /// The other sides of memory ports, by name.
     pub(super) memory: HashMap<String, MemoryHandle>,
+    /// Counters of the bad wires before ports, by name.
+    pub(super) faults: HashMap<String, FaultHandle>,
     /// Interfaces that the kernel shares.
     pub(super) shared: Vec<String>,
 }
@@ -75,7 +79,7 @@ fn bad_input(config: &NodeConfig, kernel: &KernelState) -> Vec<String> {
     for port in &config.ports {
         let PortConfig { name, interface, .. } = port;
         match port.backend {
-            Backend::Memory => continue,
+            Backend::Memory | Backend::Ipip => continue,
             Backend::Pcap => {
                 wrong.push(format!(
                     "port {name}: backend pcap has no place on a running node (see `pollux replay`)"
@@ -157,7 +161,9 @@ fn effective_capabilities() -> u64 {
 /// # Errors
 /// Exit code 4. What was opened is closed again.
 pub(super) fn open(config: &NodeConfig, pool: &'static Pool) -> Result<Opened, Failure> {
-    let mut opened = Opened { ports: Vec::new(), memory: HashMap::new(), shared: Vec::new() };
+    let mut opened =
+        Opened { ports: Vec::new(), memory: HashMap::new(), faults: HashMap::new(), shared: Vec::new() };
+    let epoch = std::time::Instant::now();
     for (number, config) in config.ports.iter().enumerate() {
         let id = PortId(number as u16);
         let failed = |error| Failure::environment(format!("port {}: {error}", config.name));
@@ -180,6 +186,8 @@ pub(super) fn open(config: &NodeConfig, pool: &'static Pool) -> Result<Opened, F
                 opened.memory.insert(config.name.clone(), handle);
                 Box::new(port)
             }
+            // Packets for it leave by the others.
+            Backend::Ipip => continue,
             Backend::Pcap => unreachable!("refused by the check"),
         };
         info!(
@@ -188,7 +196,15 @@ pub(super) fn open(config: &NodeConfig, pool: &'static Pool) -> Result<Opened, F
             backend = super::view::backend_name(config.backend),
             "port opened"
         );
-        opened.ports.push((id, port));
+        let Some(faults) = config.faults else {
+            opened.ports.push((id, port));
+            continue;
+        };
+        warn!("port {}: its frames meet faults, as the configuration asks", config.name);
+        let clock = move || Instant(u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let (port, handle) = FaultPort::new(port, faults, Box::new(clock));
+        opened.faults.insert(config.name.clone(), handle);
+        opened.ports.push((id, Box::new(port)));
     }
     Ok(opened)
 }
@@ -314,7 +330,8 @@ fn own_address<A: Family>(
     kernel: &KernelState,
     state: &FamilyState<A>,
 ) -> Option<A::Addr> {
-    let uplinks = config.ports.iter().filter(|port| port.role == Role::Uplink);
+    let uplinks =
+        config.ports.iter().filter(|port| port.role == Role::Uplink && port.backend != Backend::Ipip);
     let links = uplinks.filter_map(|port| kernel.link(&port.interface));
     let mut addresses = links.flat_map(|link| {
         let usable = |address: &&LinkAddress<A>| {

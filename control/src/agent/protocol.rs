@@ -210,6 +210,20 @@ pub struct RouteItem {
     pub metric: u32,
     /// Whether the link has no carrier.
     pub link_down: bool,
+    /// The ways of a route that has several, among which the flows are shared (RT-01).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub next_hops: Vec<NextHopItem>,
+}
+
+/// One of several ways of a route.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NextHopItem {
+    /// The gateway.
+    pub via: Option<IpAddr>,
+    /// The port that the packets leave by.
+    pub port: Option<String>,
+    /// Its share of the flows, beside those of the others.
+    pub weight: u16,
 }
 
 /// A neighbour.

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::input::Inputs;
 use super::ports::HostRoutes;
+use super::routes::Routes;
 use super::tracking::FlowTables;
 use super::{changes, machine};
 use crate::compile::{Compiled, Compiler};
@@ -82,6 +83,8 @@ pub(super) struct Shared {
 /// What follows the changes.
 struct Changing {
     compiler: Compiler,
+    /// The tables that follow the kernel's routes, if they do.
+    routes: Option<Routes>,
     /// The host's routes to service addresses.
     host: HostRoutes,
     /// Whether they lead to the addresses in force.
@@ -102,7 +105,7 @@ impl Shared {
         mut host: HostRoutes,
     ) -> Result<Arc<Shared>, crate::cli::Failure> {
         let began = Instant::now();
-        let (view, warnings) = kernel.read(|state| machine::view(&inputs.config, state))?;
+        let (view, routes, warnings) = kernel.read(|state| machine::followed(&inputs.config, state))?;
         super::report(&warnings);
         let mut compiler = Compiler::default();
         let changes = translate::Changes::all(&inputs.cluster);
@@ -122,7 +125,7 @@ impl Shared {
             forwards_v6,
             sweep: crossbeam_channel::bounded(1),
             swept: AtomicU64::new(0),
-            changing: Mutex::new(Changing { compiler, host, leads: true }),
+            changing: Mutex::new(Changing { compiler, routes, host, leads: true }),
         }))
     }
 
@@ -148,9 +151,13 @@ impl Shared {
         let view = if inputs.config == old.inputs.config {
             old.view.clone()
         } else {
-            let (view, warnings) = self.kernel.read(|state| machine::view(&inputs.config, state))?;
+            let changes = Changes::default();
+            let routes = changing.routes.as_mut();
+            let (view, warnings) = self
+                .kernel
+                .read(|state| machine::changed(&inputs.config, state, &changes, routes, &old.view))?;
             super::report(&warnings);
-            machine::share(view, &old.view)
+            view
         };
         let cluster = Arc::clone(&inputs.cluster);
         let changed = translate::Changes::between(&old.inputs.cluster, &cluster);
@@ -168,7 +175,7 @@ impl Shared {
             || changes.v6.addresses
             || !changes.v4.routes.is_empty()
             || !changes.v6.routes.is_empty();
-        if routing && let Err(problems) = self.follow_routing(&old, &mut changing) {
+        if routing && let Err(problems) = self.follow_routing(changes, &old, &mut changing) {
             warn!("the kernel's changes cannot be taken over, the old tables stay: {problems}");
         }
         let node = old.inputs.node_config();
@@ -182,9 +189,16 @@ impl Shared {
         }
     }
 
-    fn follow_routing(&self, old: &State, changing: &mut Changing) -> Result<(), Problems> {
-        let (view, _) = self.kernel.read(|state| machine::view(&old.inputs.config, state))?;
-        let view = machine::share(view, &old.view);
+    fn follow_routing(
+        &self,
+        changes: &Changes,
+        old: &State,
+        changing: &mut Changing,
+    ) -> Result<(), Problems> {
+        let routes = changing.routes.as_mut();
+        let (view, _) = self
+            .kernel
+            .read(|state| machine::changed(&old.inputs.config, state, changes, routes, &old.view))?;
         if machine::is_same(&view, &old.view) {
             return Ok(());
         }
@@ -243,7 +257,7 @@ impl Shared {
         let news = compiled.reports.iter().filter(|one| !known.contains(&(&one.object, &one.text)));
         super::report(news);
         let same_addresses =
-            compiled.frontends == old.compiled.frontends && machine::is_same(&view, &old.view);
+            compiled.frontends == old.compiled.frontends && machine::same_addresses(&view, &old.view);
         if !same_addresses || !changing.leads {
             let led = changing.host.lead(&compiled.tables);
             changing.leads = led.is_ok();

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::WORKER;
 use super::protocol::{
-    DropItem, EndpointsItem, Filter, FlowItem, NamedPort, NeighbourItem, PortCounters, PortItem, RouteItem,
-    ServiceItem, ServicePortItem, StatsItem, TupleItem, WorkerItem,
+    DropItem, EndpointsItem, Filter, FlowItem, NamedPort, NeighbourItem, NextHopItem, PortCounters, PortItem,
+    RouteItem, ServiceItem, ServicePortItem, StatsItem, TupleItem, WorkerItem,
 };
 use super::shared::{Shared, State};
 use crate::cluster::{IpPrefix, Service, ServiceType, TrafficPolicy, parse_address};
@@ -88,8 +88,9 @@ pub(super) fn endpoints(state: &State, filter: &Filter) -> Vec<EndpointsItem> {
 pub(super) fn routes(state: &State, filter: &Filter) -> Vec<RouteItem> {
     fn of<A: Family>(tables: &FamilyTables<A>, ports: &Ports, items: &mut Vec<RouteItem>) {
         for route in tables.routing.fib.routes() {
-            let (kind, hop) = match route.kind {
+            let (kind, hop) = match &route.kind {
                 RouteKind::Via(hop) => ("unicast", Some(hop)),
+                RouteKind::Multipath(_) => ("unicast", None),
                 RouteKind::Local => ("local", None),
                 RouteKind::Broadcast => ("broadcast", None),
                 RouteKind::Multicast => ("multicast", None),
@@ -106,6 +107,17 @@ pub(super) fn routes(state: &State, filter: &Filter) -> Vec<RouteItem> {
                 source: route.preferred_source.map(Into::into),
                 metric: route.metric,
                 link_down: route.link_down,
+                next_hops: match &route.kind {
+                    RouteKind::Multipath(hops) => hops
+                        .iter()
+                        .map(|(hop, weight)| NextHopItem {
+                            via: hop.gateway.map(Into::into),
+                            port: port_name(ports, hop.port),
+                            weight,
+                        })
+                        .collect(),
+                    _ => Vec::new(),
+                },
             });
         }
     }
@@ -117,7 +129,14 @@ pub(super) fn routes(state: &State, filter: &Filter) -> Vec<RouteItem> {
     if let Some(v6) = &tables.v6 {
         of(v6, &tables.ports, &mut items);
     }
-    items.retain(|item| filter.names_item(&item.destination) && filter.names_port(item.port.as_deref()));
+    let leaves_by = |item: &RouteItem| {
+        let mut several = item.next_hops.iter().map(|hop| hop.port.as_deref()).peekable();
+        match several.peek() {
+            None => filter.names_port(item.port.as_deref()),
+            Some(_) => several.any(|port| filter.names_port(port)),
+        }
+    };
+    items.retain(|item| filter.names_item(&item.destination) && leaves_by(item));
     items
 }
 
@@ -221,6 +240,7 @@ pub(super) fn backend_name(backend: Backend) -> &'static str {
         Backend::Tap => "tap",
         Backend::Pcap => "pcap",
         Backend::Memory => "memory",
+        Backend::Ipip => "ipip",
     }
 }
 

@@ -239,6 +239,17 @@ fn routes(items: &[RouteItem]) -> Table {
             or_dash(item.source),
             item.metric.to_string(),
         ]);
+        // As `ip route` shows them: one way a line, below its route.
+        for hop in &item.next_hops {
+            table.row([
+                String::new(),
+                format!("weight {}", hop.weight),
+                or_dash(hop.via),
+                hop.port.clone().unwrap_or_else(|| "-".to_owned()),
+                String::new(),
+                String::new(),
+            ]);
+        }
     }
     table
 }

@@ -14,14 +14,29 @@
 //! ports:                            # what frames come in and go out through (PT-01)
 //! - name: ens3
 //!   role: uplink                    # uplink, pod, host
-//!   backend: af_packet              # af_packet, tap, pcap, memory
+//!   backend: af_packet              # af_packet, tap, pcap, memory, ipip
 //!   interface: ens3                 # the interface behind it; the port's name when it is not said
 //!   linkAddress: fa:16:3e:92:11:ca  # the interface's own when it is not said
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
 //!   addresses: [172.16.1.50/12]     # the node's addresses on it
 //!   proxyArp: false                 # answer ARP and NDP for what is routed elsewhere (NB-01)
+//!   rpFilter: strict                # off, strict, loose: the reverse path filter (FW-03); with routes: kernel, and IPv4,
+//!                                   # as the kernel's when it is not said, else off
+//!   ignoreRoutesWithLinkdown: true  # whether routes out of it count without a carrier (RT-04); else as rpFilter
 //!   foreign: host                   # host, drop: what is not Pollux's to forward (FW-06)
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
+//!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
+//!   faults: {loss: 0.01, duplicate: 0.01, reorder: 0.02, corrupt: 0.001, delay: 5ms, seed: 7}
+//! - name: tunl0
+//!   role: uplink
+//!   backend: ipip                   # a tunnel: encapsulated, and routed again (TN-01)
+//!   mtu: 1480                       # 20 less than the smallest uplink's when it is not said
+//!   addresses: [10.151.51.0/32]
+//!   tunnel:
+//!     local: 172.16.1.50            # outer source; that of the route to the other end when it is not said
+//!     ttl: 64                       # outer TTL, 64 when it is not said; or inherit: the inner one
+//!     pathMtuDiscovery: true        # outer "don't fragment" always set; false: as inside
+//!     peers: [172.16.2.77]          # from whom packets are taken; the gateways of its routes when it is not said
 //! interfaces:                       # interfaces that are no ports but hold addresses (NAT-04)
 //! - {name: lo, addresses: [127.0.0.1/8], index: 1}
 //! routes:                           # or: routes: kernel
@@ -45,9 +60,10 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use pollux_dataplane::packet::LinkAddr;
+use pollux_dataplane::port::fault::Faults;
 use serde::Deserialize;
 
 use crate::cluster::IpPrefix;
@@ -92,9 +108,10 @@ pub enum SysctlKind {
 }
 
 /// The settings of `sysctl`, by the last name of the kernel's sysctl (CT-05 to CT-07, CT-11, NAT-08).
-pub const SYSCTLS: [(&str, SysctlKind); 29] = {
+pub const SYSCTLS: [(&str, SysctlKind); 30] = {
     use SysctlKind::{Count, Seconds, Switch};
     [
+        ("ipfrag_time", Seconds),
         ("nf_conntrack_acct", Switch),
         ("nf_conntrack_frag6_timeout", Seconds),
         ("nf_conntrack_generic_timeout", Seconds),
@@ -183,10 +200,40 @@ pub struct PortConfig {
     pub addresses: Vec<InterfaceAddress>,
     /// Whether ARP and neighbour discovery for what is routed elsewhere are answered.
     pub proxy_arp: ProxyArp,
+    /// What is asked of the sources of packets that come in, when it is set.
+    pub reverse_path: Option<ReversePath>,
+    /// Whether routes out of it count while its link has no carrier, when it is set.
+    pub linkdown: Option<Linkdown>,
     /// Where frames go that are not Pollux's to forward.
     pub foreign: Foreign,
     /// Order of creation, when it is set.
     pub index: Option<u32>,
+    /// What the wire before it does to frames, when a bad one is asked for.
+    pub faults: Option<Faults>,
+    /// With the backend `ipip`: how the tunnel is made.
+    pub tunnel: Option<TunnelConfig>,
+}
+
+/// `tunnel` (TN-01).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TunnelConfig {
+    /// Outer source, and the destination of what it takes, when it is set.
+    pub local: Option<Ipv4Addr>,
+    /// Outer TTL; nothing: that of the packet inside.
+    pub ttl: Option<u8>,
+    /// Outer flag "don't fragment".
+    pub path_mtu_discovery: PathMtuDiscovery,
+    /// From whom packets are taken. Nothing: from the gateways of the routes that lead into the tunnel.
+    pub peers: Option<Vec<Ipv4Addr>>,
+}
+
+/// `tunnel.pathMtuDiscovery`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PathMtuDiscovery {
+    /// What is sent may not be fragmented on its way.
+    On,
+    /// It may be, where the packet inside may.
+    Off,
 }
 
 /// What is behind a port.
@@ -213,6 +260,8 @@ pub enum Backend {
     Pcap,
     /// Memory, for tests.
     Memory,
+    /// Nothing of its own: an IPIP tunnel over the others (TN-01).
+    Ipip,
 }
 
 /// `proxyArp`.
@@ -222,6 +271,25 @@ pub enum ProxyArp {
     Off,
     /// Addresses that are routed out of another port are answered for as well (Calico's 169.254.1.1).
     On,
+}
+
+/// `rpFilter` (FW-03).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the kernel's own words")]
+pub enum ReversePath {
+    Off,
+    Strict,
+    Loose,
+}
+
+/// `ignoreRoutesWithLinkdown` (RT-04).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Linkdown {
+    /// Routes through a link without carrier count all the same.
+    Used,
+    /// They do not.
+    Ignored,
 }
 
 /// `foreign` (FW-06).

@@ -1,8 +1,10 @@
 use super::node::{
-    Backend, Foreign, LinkState, MasqueradePorts, Match, OnLink, ProxyArp, Role, RouteKind, Source,
+    Backend, Foreign, LinkState, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp, Role, RouteKind,
+    Source, TunnelConfig,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
+use pollux_dataplane::port::fault::Probability;
 use std::time::Duration;
 
 fn read_text(yaml: &str) -> Result<(Config, Vec<String>), String> {
@@ -22,6 +24,9 @@ fn node(fields: &str) -> Result<NodeConfig, String> {
     read_text(&format!("{head}{fields}")).map(|(config, _)| config.node.unwrap())
 }
 
+/// As [`ENS3`], with room for more.
+const LISTED: &str =
+    "ports:\n- {name: ens3, role: uplink, backend: af_packet, addresses: [172.16.1.50/12]}\n";
 const ENS3: &str = "ports: [{name: ens3, role: uplink, backend: af_packet, addresses: [172.16.1.50/12]}]\n";
 
 #[test]
@@ -164,7 +169,8 @@ fn a_node_document_is_read_whole() {
          ports:\n\
          - {name: ens3, role: uplink, backend: af_packet, linkAddress: 'fa:16:3e:92:11:ca', mtu: 1500, \
             addresses: [172.16.1.50/12], index: 3}\n\
-         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, index: 9}\n\
+         - {name: pod8, role: pod, backend: tap, interface: caliee93b0bdd66, proxyArp: true, \
+            rpFilter: off, ignoreRoutesWithLinkdown: true, index: 9}\n\
          interfaces:\n\
          - {name: docker0, addresses: [172.17.0.1/16], index: 5}\n\
          - {name: lo, addresses: [127.0.0.1/8], index: 1}\n\
@@ -188,6 +194,8 @@ fn a_node_document_is_read_whole() {
     let pod = config.port("pod8").unwrap();
     assert_eq!(pod.interface, "caliee93b0bdd66");
     assert_eq!((pod.proxy_arp, pod.foreign), (ProxyArp::On, Foreign::Drop));
+    assert_eq!((pod.reverse_path, pod.linkdown), (Some(ReversePath::Off), Some(Linkdown::Ignored)));
+    assert_eq!((ens3.reverse_path, ens3.linkdown), (None, None));
     let by_age: Vec<_> = config.interfaces_by_age().iter().map(|(name, _)| *name).collect();
     assert_eq!(by_age, ["lo", "ens3", "docker0", "pod8"]);
     let Source::Listed(routes) = &config.routes else {
@@ -277,4 +285,85 @@ fn an_unquoted_negation_is_not_lost() {
 fn index_is_for_all_or_for_none() {
     let text = format!("{ENS3}interfaces: [{{name: lo, index: 1}}]");
     assert!(node(&text).unwrap_err().ends_with("index must be set for every port and interface or for none"));
+}
+
+#[test]
+fn faults_of_a_port_are_probabilities_a_delay_and_a_seed() {
+    let faults = |text: &str| {
+        node(&format!("ports: [{{name: ens3, role: uplink, backend: af_packet, faults: {text}}}]\n"))
+            .map(|node| node.ports[0].faults)
+    };
+    let read = faults("{loss: 0.5, duplicate: 1, corrupt: 0, delay: 1.5ms, seed: 7}").unwrap().unwrap();
+    let half = Probability::new(0.5).unwrap();
+    assert_eq!((read.loss, read.duplicate), (half, Probability::new(1.0).unwrap()));
+    assert_eq!((read.reorder, read.corrupt), (Probability::NEVER, Probability::NEVER));
+    assert_eq!((read.delay, read.seed), (Duration::from_micros(1500), 7));
+    assert_eq!(node(ENS3).unwrap().ports[0].faults, None);
+
+    let refused = |text: &str| faults(text).unwrap_err();
+    let port = "config.yaml: Node port ens3";
+    assert_eq!(refused("{loss: 1.5}"), format!("{port}: faults.loss 1.5 is not a probability (0 to 1)"));
+    assert_eq!(
+        refused("{reorder: -0.1}"),
+        format!("{port}: faults.reorder -0.1 is not a probability (0 to 1)")
+    );
+    assert_eq!(
+        refused("{delay: 11s}"),
+        format!("{port}: faults.delay \"11s\" is not a duration from 0 to 10s")
+    );
+    assert!(refused("{los: 0.1}").contains("los"));
+}
+
+#[test]
+fn tn_01_a_tunnel_is_read_with_what_it_does_not_say() {
+    let text =
+        format!("{LISTED}- {{name: tunl0, role: uplink, backend: ipip, addresses: [10.151.51.0/32]}}\n");
+    let config = node(&text).unwrap();
+    let tunnel = config.port("tunl0").unwrap().tunnel.as_ref().unwrap();
+    let nothing_said =
+        TunnelConfig { local: None, ttl: Some(64), path_mtu_discovery: PathMtuDiscovery::On, peers: None };
+    assert_eq!(*tunnel, nothing_said);
+    assert_eq!(config.port("ens3").unwrap().tunnel, None);
+    let said = "tunnel: {local: 172.16.1.50, ttl: inherit, pathMtuDiscovery: false, peers: [172.16.2.77]}";
+    let text = format!("{LISTED}- {{name: tunl0, role: uplink, backend: ipip, {said}}}\n");
+    let config = node(&text).unwrap();
+    let said = TunnelConfig {
+        local: Some("172.16.1.50".parse().unwrap()),
+        ttl: None,
+        path_mtu_discovery: PathMtuDiscovery::Off,
+        peers: Some(vec!["172.16.2.77".parse().unwrap()]),
+    };
+    assert_eq!(config.port("tunl0").unwrap().tunnel, Some(said));
+}
+
+#[test]
+fn tn_01_what_is_wrong_with_a_tunnel_is_said_in_a_line_each() {
+    let text = format!(
+        "{LISTED}- {{name: tunl0, role: pod, backend: ipip, proxyArp: true, foreign: drop, \
+            linkAddress: '02:00:00:00:00:01', tunnel: {{local: 'fd00::1', ttl: 300, peers: [far]}}}}\n\
+         - {{name: tunl1, role: uplink, backend: ipip, tunnel: {{ttl: long}}}}\n\
+         - {{name: ens4, role: uplink, backend: af_packet, tunnel: {{}}}}\n\
+         neighbours: [{{address: 172.16.2.77, linkAddress: '02:00:00:00:00:02', dev: tunl1}}]\n"
+    );
+    let errors = node(&text).unwrap_err();
+    let lines: Vec<_> = errors.lines().map(|line| line.strip_prefix("config.yaml: Node ").unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            "port tunl0: tunnel.local \"fd00::1\" is not an IPv4 address",
+            "port tunl0: tunnel.peers \"far\" is not an IPv4 address",
+            "port tunl0: tunnel.ttl 300 is not in 1-255",
+            "port tunl0: is a tunnel and cannot have linkAddress",
+            "port tunl0: is a tunnel and cannot have proxyArp",
+            "port tunl0: is a tunnel and cannot have foreign",
+            "port tunl0: is a tunnel and cannot have a role but uplink",
+            "port tunl1: tunnel.ttl \"long\" is not a number nor the word inherit",
+            "port ens4: has a tunnel and is none: its backend is not ipip",
+            "neighbour 172.16.2.77: dev tunl1 is a tunnel, which has no link",
+        ]
+    );
+    assert!(
+        node(&format!("{LISTED}- {{name: t, role: uplink, backend: ipip, tunnel: {{remote: 1.2.3.4}}}}"))
+            .is_err()
+    );
 }

@@ -16,6 +16,7 @@ pub mod netns;
 mod restore;
 pub mod routes;
 pub mod sandbox;
+pub mod settings;
 pub mod state;
 
 /// The protocol number of the routes that Pollux makes (`ip route ... proto 112`): a value that no entry of

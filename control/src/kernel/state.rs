@@ -281,6 +281,12 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         *self == Changes::default()
     }
+
+    /// Routes changed, and neither links nor addresses.
+    pub fn is_routes_only(&self) -> bool {
+        let routes = !self.v4.routes.is_empty() || !self.v6.routes.is_empty();
+        routes && !self.links && !self.v4.addresses && !self.v6.addresses
+    }
 }
 
 /// What changed in one address family.

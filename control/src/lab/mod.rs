@@ -15,6 +15,7 @@ pub mod capture;
 pub mod network;
 pub mod pollux;
 pub mod seed;
+pub mod sequences;
 mod sys;
 pub mod traffic;
 pub mod twin;

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use pollux_dataplane::flow::{Sysctls, Timeouts};
 use pollux_dataplane::forward::{Event, Forwarder, Output, Settings};
+use pollux_dataplane::packet::ip::V4_LEN;
 use pollux_dataplane::packet::{
     Burst, Family, Headers, LinkAddr, Packet, Parsed, PortId, Protocol, TcpFlags, V4, V6, ethernet, parse,
 };
@@ -297,10 +298,10 @@ impl Bench<'_> {
         let first = PacketSpec { flags: TcpFlags::SYN, ttl: 64, ..spec };
         let frame = first.frame(NOBODY, self.link_of(self.input), Echo::Request);
         let run = self.send(forwarder, self.input, &frame)?;
-        let Some((port, frame)) = run.frames.first() else {
+        let Some((port, frame)) = run.packet() else {
             return Err(format!("--state established: the first packet of {spec} does not get through"));
         };
-        let Some(left) = spec_of(self.pool, *port, frame) else {
+        let Some(left) = spec_of(self.pool, port, &frame) else {
             return Err(format!("--state established: {} has no replies", spec.protocol));
         };
         let answer = left.answer(TcpFlags::SYN.with(TcpFlags::ACK));
@@ -313,8 +314,8 @@ impl Bench<'_> {
             },
             _ => answer,
         };
-        let frame = answer.frame(NOBODY, self.link_of(*port), Echo::Reply);
-        self.send(forwarder, *port, &frame)?;
+        let frame = answer.frame(NOBODY, self.link_of(port), Echo::Reply);
+        self.send(forwarder, port, &frame)?;
         if spec.protocol == Protocol::TCP {
             let ack = PacketSpec { flags: TcpFlags::ACK, ..first };
             let frame = ack.frame(NOBODY, self.link_of(self.input), Echo::Request);
@@ -361,7 +362,7 @@ impl Run {
         let last = self.events.iter().rev().find_map(|event| match event {
             Event::Sent { .. } => Some(Verdict::Forward),
             Event::Delivered { .. } => Some(Verdict::Deliver),
-            Event::Held { .. } => Some(Verdict::Hold),
+            Event::Held { .. } | Event::AwaitsFirst => Some(Verdict::Hold),
             Event::Dropped(_) => Some(Verdict::Drop),
             _ => None,
         });
@@ -373,7 +374,23 @@ impl Run {
         }
     }
 
-    /// The packet itself, when it left.
+    /// The first frame that left, and where; of one that left through a tunnel the packet inside.
+    fn packet(&self) -> Option<(PortId, Vec<u8>)> {
+        let (port, frame) = self.frames.first()?;
+        let tunnel = self.events.iter().find_map(|event| match event {
+            Event::Encapsulated { port, .. } => Some(*port),
+            _ => None,
+        });
+        match tunnel {
+            Some(tunnel) => {
+                let (link, rest) = frame.split_at_checked(ethernet::LEN)?;
+                Some((tunnel, [link, rest.get(V4_LEN..)?].concat()))
+            }
+            None => Some((*port, frame.clone())),
+        }
+    }
+
+    /// The packet itself, when it left; from a tunnel's outer header on, if it went into one.
     fn out(&self, compiled: &Compiled, pool: &'static Pool) -> Option<Out> {
         let left = |event: &Event| matches!(event, Event::Sent { .. } | Event::Delivered { .. });
         if words::dropped(&self.events).is_some() || !self.events.iter().any(left) {

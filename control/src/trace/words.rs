@@ -133,9 +133,19 @@ impl<A: Family> Words<'_, A> {
             Event::Masqueraded { rule, source, source_port } => {
                 self.masqueraded(*rule, *source, *source_port)
             }
+            Event::AwaitsFirst => {
+                step("raw", "", "", "a fragment: it waits for the first one of its datagram")
+            }
             Event::Held { port, neighbour } => {
                 let effect = "link address not known: the packet waits for the answer";
                 step("neighbour", self.port(*port), neighbour.to_string(), effect)
+            }
+            Event::Encapsulated { port, source, peer } => {
+                step("tunnel", self.port(*port), "", format!("IPIP {source} > {peer}: routed again"))
+            }
+            Event::Decapsulated { port, peer } => {
+                let effect = "taken out of the tunnel: received again by it";
+                step("tunnel", self.port(*port), peer.to_string(), effect)
             }
             Event::Sent { port, link_source, link_destination } => {
                 step("link", self.port(*port), "", format!("sent {link_source} > {link_destination}"))

@@ -4,7 +4,7 @@ use std::ops::Index;
 use std::sync::Arc;
 
 use pollux_dataplane::packet::Family;
-use pollux_dataplane::service::Slots;
+use pollux_dataplane::slots::Slots;
 
 use super::ServicePortRules;
 

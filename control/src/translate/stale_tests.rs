@@ -59,7 +59,7 @@ impl Case {
         let mut interface = Interface::new("eth0", None);
         interface.add(InterfaceAddress::new(NODE.parse().unwrap(), 24));
         let interfaces = Interfaces::new(vec![interface]);
-        let routing = Arc::new(Routing { fib: Fib::build(Vec::new()), interfaces });
+        let routing = Arc::new(Routing { fib: Fib::build(Vec::new()), interfaces: Arc::new(interfaces) });
         Case { tables: FamilyTables { services, routing, ..FamilyTables::default() }, ports }
     }
 

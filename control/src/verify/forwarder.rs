@@ -11,7 +11,7 @@ use pollux_dataplane::route::{
     Fib, Interface, InterfaceAddress, Interfaces, NextHop, Route, RouteKind, own_routes,
 };
 use pollux_dataplane::tables::{
-    Detected, Foreign, MasqueradePorts, PortInfo, Ports, ProxyArp, Role, Routing, Sharing,
+    Detected, Foreign, MasqueradePorts, PortInfo, Ports, ProxyArp, ReversePath, Role, Routing, Sharing,
 };
 
 use super::outcome::{Distribution, Outcome, SourceNat};
@@ -50,6 +50,8 @@ impl Node {
             foreign: Foreign::ToHost,
             sharing: Sharing::Owned,
             proxy_arp: ProxyArp::Off,
+            reverse_path: ReversePath::Off,
+            reverse_path_v6: ReversePath::Off,
         };
         let named = interfaces.iter().cloned().map(|name| (name, Role::Uplink));
         let all = named.chain([("host".to_string(), Role::Host)]).enumerate();
@@ -66,6 +68,7 @@ impl Node {
             v6: family_view::<V6>(input, &interfaces[0]),
             neighbours: GATEWAYS.map(neighbour).to_vec(),
             masquerade_ports: MasqueradePorts::Random,
+            listed_peers: Vec::new(),
         };
         let config = Config { proxy: input.proxy.clone(), node: None };
         let compiled = compile(input.cluster, &config, input.node_name, &view);
@@ -178,5 +181,9 @@ fn family_view<A: Family>(input: &Input<'_>, uplink: &str) -> FamilyView<A> {
         preferred_source: None,
         link_down: false,
     });
-    FamilyView { routing: Arc::new(Routing { fib: Fib::build(routes), interfaces }), masquerade: Vec::new() }
+    FamilyView {
+        linkdown_ignored: Vec::new(),
+        routing: Arc::new(Routing { fib: Fib::build(routes), interfaces: Arc::new(interfaces) }),
+        masquerade: Vec::new(),
+    }
 }

@@ -162,6 +162,7 @@ impl<A: Family> Entries<A> {
             let ports = view[Self::PORTS].load(Relaxed);
             let next_hop = view[Self::NEXT_HOP].load(Relaxed);
             let last_use = view[USE].load(Relaxed);
+            let seen = view[SEEN].load(Relaxed);
             // Pairs with the fence of `write` and `give_up`: whoever saw a word that they stored sees their
             // version here.
             fence(Acquire);
@@ -171,7 +172,7 @@ impl<A: Family> Entries<A> {
             let hit = Hit {
                 entry: EntryRef { index, version: (before >> 32) as u32 },
                 mark: before as u32,
-                words: HitWords { addresses, ports, next_hop, flags: key[Self::KEY_WORDS - 1] & FLAGS },
+                words: HitWords { addresses, ports, next_hop, seen, flags: key[Self::KEY_WORDS - 1] & FLAGS },
                 fresh_until: last_use as u32,
                 family: PhantomData,
             };

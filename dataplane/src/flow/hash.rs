@@ -11,6 +11,18 @@ use std::arch::x86_64::__m128i;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hash(pub(super) u64);
 
+impl Hash {
+    /// Bits of it to choose one of several by.
+    pub fn bits(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The whole of it, for another table under the same seed.
+    pub(crate) fn wide(self) -> u64 {
+        self.0
+    }
+}
+
 /// A key for the state to begin with, and two round keys.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Debug)]

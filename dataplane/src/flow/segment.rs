@@ -54,6 +54,12 @@ impl<'a> TcpSegment<'a> {
         })
     }
 
+    /// Its numbers, as [`FlowTable::follow`](super::FlowTable::follow) takes them.
+    #[inline]
+    pub(super) fn numbers(&self) -> u64 {
+        Seen { end: self.end, ack: self.acknowledgement }.word()
+    }
+
     /// Whether it has the flag SYN.
     pub(super) fn is_syn(&self) -> bool {
         matches!(self.kind, Segment::Syn | Segment::SynAck)
@@ -66,7 +72,8 @@ pub(super) fn after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
 }
 
-/// What was seen of one direction.
+/// What was seen of one direction. As a word: the end in the upper half, the acknowledgement in the lower, in the
+/// order of a TCP header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Seen {
     /// The highest acknowledgement.
@@ -78,20 +85,19 @@ pub(super) struct Seen {
 impl Seen {
     #[inline(always)]
     pub(super) fn of(word: u64) -> Seen {
-        Seen { ack: (word >> 32) as u32, end: word as u32 }
+        Seen { end: (word >> 32) as u32, ack: word as u32 }
     }
 
     #[inline(always)]
     pub(super) fn word(self) -> u64 {
-        u64::from(self.ack) << 32 | u64::from(self.end)
+        u64::from(self.end) << 32 | u64::from(self.ack)
     }
 
     /// After a segment of a connection in use: the higher of both.
-    #[inline(always)]
-    pub(super) fn with(self, ack: u32, end: u32) -> Seen {
+    pub(super) fn with(self, segment: Seen) -> Seen {
         Seen {
-            ack: if after(ack, self.ack) { ack } else { self.ack },
-            end: if after(end, self.end) { end } else { self.end },
+            end: if after(segment.end, self.end) { segment.end } else { self.end },
+            ack: if after(segment.ack, self.ack) { segment.ack } else { self.ack },
         }
     }
 }
@@ -162,12 +168,9 @@ pub(super) fn begin(
     windows: Option<&mut Windows>,
 ) -> Status {
     let direction = Direction::Original;
-    let mut status = status.with_last(segment.kind, direction).tracked(direction);
     memory.set_seen(direction, Seen { ack: 0, end: segment.end });
-    if segment.kind == Segment::Ack {
-        status = status.window_closed(segment.window == 0);
-        memory.notes[0] = fingerprint(segment, memory, direction);
-    }
+    // What window there is, an acknowledgement of what was seen will say.
+    let status = status.with_last(segment.kind, direction).tracked(direction).window_closed(true);
     if let Some(windows) = windows {
         windows.begin(segment);
     }
@@ -266,7 +269,7 @@ pub(super) fn step(
             moved = moved.with_acks(tracked.acked()).tracked(direction);
             if kind == Segment::Ack {
                 moved = moved.with_retransmissions(tracked.retransmissions());
-                moved = moved.window_closed(segment.window == 0);
+                moved = moved.window_closed(tracked.offers_none());
             }
         }
         None => moved = follow(moved, state, direction, segment, memory),
@@ -406,7 +409,7 @@ fn follow(
         own.ack = segment.acknowledgement;
     }
     memory.set_seen(direction, own);
-    if segment.kind != Segment::Ack {
+    if segment.kind != Segment::Ack || !plausible {
         return status;
     }
     // The same again, and nothing has moved in between in either direction.

@@ -107,7 +107,7 @@ pub enum Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// What a parsed packet says. A fragment says nothing.
+    /// What a parsed packet says. Later fragments say nothing.
     #[inline]
     pub fn of<A: Family>(packet: &'a Packet, headers: &Headers<A>) -> Event<'a> {
         let (start, end) = (usize::from(headers.l4), headers.end as usize);
@@ -116,7 +116,10 @@ impl<'a> Event<'a> {
             frame.get(start..end.min(frame.len())).unwrap_or_default()
         };
         let read = match headers.protocol {
-            Protocol::TCP => TcpSegment::read(transport(), (end - start) as u32).map(Event::Tcp),
+            Protocol::TCP => {
+                let len = (end - start) as u32 + u32::from(headers.following);
+                TcpSegment::read(transport(), len).map(Event::Tcp)
+            }
             Protocol::SCTP => SctpPacket::read(transport()).map(Event::Sctp),
             _ => None,
         };
@@ -181,6 +184,21 @@ pub(super) fn begin(state: State, event: &Event<'_>, windows: Option<&mut Window
         }
         (State::Sctp(_), Event::Sctp(packet)) => sctp::begin(packet).unwrap_or((status, memory)),
         _ => (status, memory),
+    }
+}
+
+/// The timeout that the first packet starts.
+pub(super) fn first_timeout(
+    status: Status,
+    memory: &Memory,
+    (sysctls, timeouts): (&Sysctls, &Timeouts),
+) -> Timeout {
+    match status.state() {
+        State::Tcp(state) => {
+            let waits = segment::is_unacknowledged(status, memory);
+            segment::timeout(status, state, waits, sysctls, timeouts)
+        }
+        state => state.timeout(),
     }
 }
 
@@ -277,14 +295,6 @@ impl Status {
 
     pub(super) fn provisional(self, early: bool) -> Status {
         self.put(Self::PROVISIONAL, early)
-    }
-
-    /// The timeout that the first packet starts.
-    pub(super) fn first_timeout(self) -> Timeout {
-        match self.state() {
-            State::Tcp(TcpState::Established) => Timeout::TcpUnack,
-            state => state.timeout(),
-        }
     }
 
     /// Whether `next` is another state to who looks at connections from outside.

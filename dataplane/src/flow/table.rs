@@ -376,7 +376,7 @@ impl<A: Family> FlowTable<A> {
             memory.notes[0] = now.0;
         }
         let uses = memory.notes.map(|note| u64::from(note) << 32 | u64::from(now.0));
-        let timeout = self.timeouts.millis(status.first_timeout());
+        let timeout = self.timeouts.millis(self.first_timeout(status, &memory));
         overwrite32(&self.deadlines[connection as usize], now.plus(timeout).max(1), Release);
         if let Some(accounting) = &self.accounting {
             accounting.clear(connection);

@@ -5,7 +5,7 @@ use super::entry::{SEEN, USE};
 use super::events::EventKind;
 use super::key::Direction;
 use super::segment::{Memory, Seen, is_unacknowledged};
-use super::state::{Effect, Event, STREAM_AFTER, State, Status, step};
+use super::state::{Effect, Event, STREAM_AFTER, State, Status, first_timeout, step};
 use super::table::{End, FlowTable};
 use super::timeout::Timeout;
 use super::types::{Class, EntryRef, Hit, SETTLED_MILLIS, Tick, Touch};
@@ -27,20 +27,37 @@ impl<A: Family> FlowTable<A> {
     pub fn pass(&self, hit: &Hit<A>, event: &Event<'_>, now: Tick) -> bool {
         let passes = hit.is_settled(event, now);
         if let (true, Event::Tcp(segment)) = (passes, event) {
-            self.follow(hit.entry, segment.acknowledgement, segment.end);
+            self.follow(hit, segment.numbers());
         }
         passes
     }
 
-    /// Notes the numbers of a TCP segment of a settled connection (CT-07): acknowledgement, and the sequence
-    /// number behind its data. One word, in the line that was read anyway, and written only when it changes. A
-    /// worker that is late may write into the next connection of the slot: it does no worse there than a segment
-    /// with strange numbers.
+    /// Notes the numbers of a TCP segment of a settled connection (CT-07): in the upper half the sequence number
+    /// behind its data, in the lower its acknowledgement. One word, in the line that was read anyway, and written
+    /// only when it changes.
     #[inline(always)]
-    pub fn follow(&self, entry: EntryRef, ack: u32, end: u32) {
+    pub fn follow(&self, hit: &Hit<A>, numbers: u64) {
+        const SIGNS: u64 = 0x8000_0000_8000_0000;
+        let moved = numbers.wrapping_sub(hit.words.seen);
+        if moved == 0 {
+            return;
+        }
+        // Both have moved on or stand. A borrow of the lower half can only make it seem otherwise.
+        if moved & SIGNS == 0 {
+            self.entries.view(hit.entry.index)[SEEN].store(numbers, Relaxed);
+        } else {
+            self.raise(hit.entry, Seen::of(numbers));
+        }
+    }
+
+    /// A worker that is late may write into the next connection of the slot: it does no worse there than a
+    /// segment with strange numbers.
+    #[cold]
+    #[inline(never)]
+    fn raise(&self, entry: EntryRef, segment: Seen) {
         let word = &self.entries.view(entry.index)[SEEN];
         let old = word.load(Relaxed);
-        let new = Seen::of(old).with(ack, end).word();
+        let new = Seen::of(old).with(segment).word();
         if new != old {
             word.store(new, Relaxed);
         }
@@ -172,11 +189,17 @@ impl<A: Family> FlowTable<A> {
             if last_use.compare_exchange(old_use, note | fresh, AcqRel, Relaxed).is_err() && changed {
                 unsettle(last_use, now);
             }
-            if changed {
+            // What is only remembered of a packet is no business of the other direction's.
+            if changed && !(self.settles(status) && self.settles(next)) {
                 unsettle(peer_use, now);
             }
             return Ok(Touch::Forward(class));
         }
+    }
+
+    /// The timeout that a connection begins with.
+    pub(super) fn first_timeout(&self, status: Status, memory: &Memory) -> Timeout {
+        first_timeout(status, memory, (&self.sysctls, &self.timeouts))
     }
 
     /// The early time of a provisional deadline ([`Status::is_provisional`]), when the connection has one.

@@ -100,6 +100,7 @@ pub(super) struct HitWords {
     pub(super) addresses: [u64; 4],
     pub(super) ports: u64,
     pub(super) next_hop: u64,
+    pub(super) seen: u64,
     pub(super) flags: u64,
 }
 

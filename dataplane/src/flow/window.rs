@@ -321,6 +321,11 @@ impl Windows {
         self.last.end
     }
 
+    /// Whether the last acknowledgement offered no window, or none was seen.
+    pub(super) fn offers_none(&self) -> bool {
+        self.last.window == 0
+    }
+
     /// How often the last one was repeated.
     pub(super) fn retransmissions(&self) -> u8 {
         self.last.repeated

@@ -2,16 +2,18 @@
 //! routing stands, no route is looked at. What changes a connection's state takes the slow method
 //! [`FlowTable::touch`](crate::flow::FlowTable::touch) first. Both kinds end in [`Pass::forward_hit`].
 
+use super::fragments::segments_fit;
 use super::host::Wire;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
 use super::{Output, Pass};
-use crate::flow::{self, Class, Direction, Hit, NextHopRef, Touch};
+use crate::flow::{self, Class, Direction, FlowKey, Hit, NextHopRef, Touch};
 use crate::nat::{self, Rewrite};
 use crate::packet::ethernet;
+use crate::packet::fragment;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
-use crate::packet::{Address, Family, Packet};
+use crate::packet::{Address, Family, Packet, Protocol};
 use crate::route::{AdjacencyId, Hold, Link};
 use crate::service::{Mark, Origin};
 use crate::stats::Reason;
@@ -26,13 +28,13 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// What a flow entry keeps of the way.
-    pub(super) fn reference(self, generation: u32) -> NextHopRef {
+    /// What a flow entry keeps of the way, found under its destination's `stamp`.
+    pub(super) fn reference(self, stamp: u32) -> NextHopRef {
         let index = match self {
             Way::Port(AdjacencyId(number)) => number,
             Way::Host => u32::MAX,
         };
-        NextHopRef { index, generation }
+        NextHopRef { index, generation: stamp }
     }
 
     /// The way that a flow entry keeps.
@@ -46,6 +48,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// A packet whose key is in the table.
     #[inline]
     pub(super) fn established(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin, hit: &Hit<A>) {
+        if !self.way_stands(hit) && self.has_moved(hit) {
+            return self.new_connection(packet, headers, origin);
+        }
         let event = flow::Event::of(&packet, headers);
         if !self.state.flows.pass(hit, &event, self.now.into()) {
             match self.state.flows.touch(hit, &event, self.now.into()) {
@@ -88,25 +93,76 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     /// Where the entry says that its packets go.
     #[inline]
     pub(super) fn way(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        if hit.next_hop().generation == self.state.generation {
-            Ok(Way::of(hit.next_hop()))
-        } else {
-            self.reroute(hit)
-        }
+        if self.way_stands(hit) { Ok(Way::of(hit.next_hop())) } else { self.reroute(hit) }
     }
 
-    /// Routing has changed since the entry's next hop was found, or it was never looked for.
+    /// Whether no route has changed under the entry's destination since its next hop was found (RT-05).
+    #[inline]
+    fn way_stands(&self, hit: &Hit<A>) -> bool {
+        hit.next_hop().generation == self.state.stamps.of::<A>(hit.rewrite().destination)
+    }
+
+    /// Routes have changed there, or the entry's next hop was never looked for.
     #[cold]
     pub(super) fn reroute(&mut self, hit: &Hit<A>) -> Result<Way, Refusal> {
-        let way = self.route(hit.rewrite().destination)?;
-        self.state.flows.set_next_hop(hit.entry, way.reference(self.state.generation));
+        let flow = self.routed(hit);
+        let way = self.route(&flow)?;
+        let stamp = self.state.stamps.of::<A>(flow.destination);
+        self.state.flows.set_next_hop(hit.entry, way.reference(stamp));
         Ok(way)
+    }
+
+    /// CT-13: whether a masqueraded connection leaves by another interface now than the one whose address it
+    /// has. It is over then, and the packet in hand begins a new one. (The kernel drops that packet; the next
+    /// one begins.) Asked in the original direction only, as there.
+    #[cold]
+    fn has_moved(&mut self, hit: &Hit<A>) -> bool {
+        let (rewrite, flow) = (hit.rewrite(), self.routed(hit));
+        if hit.direction() == Direction::Reply || rewrite.source == flow.source {
+            return false;
+        }
+        // A route that refuses does not move it: the packet is refused, the connection stays.
+        let Ok(way) = self.route(&flow) else { return false };
+        let next_hop = self.next_hop(way);
+        let out = next_hop.map(|(port, _)| port);
+        let moved = match Way::of(hit.next_hop()) {
+            Way::Host => out.is_some(),
+            Way::Port(old) if self.state.neighbours.is_current(old) => {
+                out != Some(self.state.neighbours.port(old))
+            }
+            // Its port is not known any more: the address tells.
+            Way::Port(_) => {
+                let neighbour = next_hop.map_or(rewrite.destination, |(_, address)| address);
+                let interfaces = &self.tables.routing.interfaces;
+                interfaces.masquerade_source(out, neighbour, rewrite.destination) != Some(rewrite.source)
+            }
+        };
+        moved && self.state.flows.remove(hit.entry)
+    }
+
+    /// A packet of the entry as routing sees it: its destination is translated, its source is not.
+    fn routed(&self, hit: &Hit<A>) -> FlowKey<A> {
+        let rewrite = hit.rewrite();
+        let out = FlowKey {
+            source: rewrite.source,
+            destination: rewrite.destination,
+            source_port: rewrite.source_port,
+            destination_port: rewrite.destination_port,
+            protocol: Protocol::default(),
+        };
+        match self.state.flows.get(hit.entry, self.now.into()) {
+            Some(flow) => {
+                let key = if hit.direction() == Direction::Original { flow.original } else { flow.reply };
+                FlowKey { source: key.source, source_port: key.source_port, protocol: key.protocol, ..out }
+            }
+            None => out, // it has just ended
+        }
     }
 
     /// The stages that a packet of a connection without a reply passes again: those of [`Pass::decide`] but
     /// for both kinds of NAT, in the same order.
     #[cold]
-    fn filter_unreplied(
+    pub(super) fn filter_unreplied(
         &mut self,
         packet: &Packet,
         headers: &Headers<A>,
@@ -183,8 +239,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite: &Rewrite<A>,
         adjacency: AdjacencyId,
     ) {
-        if let Some(link) = self.state.neighbours.resolved(adjacency) {
+        if let Some(link) = self.link(adjacency) {
             return self.send(packet, headers, origin, rewrite, &link);
+        }
+        if headers.is_fragment() && !self.is_found_again(headers) {
+            return self.hold_fragment(packet, headers, origin, rewrite, adjacency);
         }
         self.hold(packet, headers, origin, rewrite.source, adjacency);
     }
@@ -203,10 +262,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
         match self.state.neighbours.hold(adjacency, packet, source, self.now) {
             Hold::Waiting => {
-                if let Some(address) = self.state.neighbours.address(adjacency) {
-                    let port = self.state.neighbours.port(adjacency);
-                    self.observer.see(Event::Held { port, neighbour: address.into() });
-                }
+                self.see_held(adjacency);
                 self.poll_neighbours();
             }
             Hold::Refused(packet, Reason::NeighbourFailed) => {
@@ -215,6 +271,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             Hold::Refused(packet, reason) => self.drop(packet, reason),
             // The neighbour was looked at just now.
             Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
+        }
+    }
+
+    pub(super) fn see_held(&mut self, adjacency: AdjacencyId) {
+        if let Some(address) = self.state.neighbours.address(adjacency) {
+            let port = self.state.neighbours.port(adjacency);
+            self.observer.see(Event::Held { port, neighbour: address.into() });
         }
     }
 
@@ -251,6 +314,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             return self.refuse(packet, headers, refusal);
         }
         self.translate(&mut packet, headers, origin, rewrite);
+        if headers.packet_len() > link.mtu {
+            return self.transmit_long(packet, headers, link);
+        }
         self.transmit(packet, link);
     }
 
@@ -269,9 +335,12 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         rewrite.apply(packet, headers);
     }
 
-    /// Writes the link header and sends.
+    /// Writes the link header and sends, or lets the packet into its tunnel.
     #[inline]
     pub(super) fn transmit(&mut self, mut packet: Packet, link: &Link) {
+        if self.ports.tunnel(link.port).is_some() {
+            return self.encapsulate(packet, link);
+        }
         self.address(&mut packet, link);
         self.out.send(link.port, packet);
     }
@@ -288,12 +357,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 }
 
-/// A super-frame is judged by its segments (FW-02).
+/// A super-frame is judged by its segments, and what may be cut is, when it leaves (FW-02).
 #[cold]
 fn too_long<A: Family>(packet: &Packet, headers: &Headers<A>, mtu: u32) -> Result<(), Refusal> {
-    if let Some(gso) = packet.offload.gso
-        && u32::from(gso.size) + u32::from(gso.header_len) - u32::from(headers.l3) <= mtu
-    {
+    if segments_fit(packet, headers, mtu) || fragment::can_be_cut(headers, mtu) {
         return Ok(());
     }
     if headers.dont_fragment {

@@ -21,6 +21,8 @@ pub(super) struct Express {
     key: PackedKey,
     /// Length of the IP packet in bytes.
     packet_len: u16,
+    /// As [`Plain::numbers`].
+    numbers: u64,
 }
 
 impl Express {
@@ -29,7 +31,7 @@ impl Express {
     pub(super) fn begin(flows: &FlowTable<V4>, plain: &Plain) -> Express {
         let key = PackedKey::new(plain.addresses, plain.ports, plain.protocol);
         let lookup = Lookup::begin(flows, flows.hash_packed(key));
-        Express { lookup, key, packet_len: plain.packet_len }
+        Express { lookup, key, packet_len: plain.packet_len, numbers: plain.numbers }
     }
 }
 
@@ -48,12 +50,12 @@ impl Forwarder {
         let port = packet.port;
         let ingress = self.tables.ports.ingress(port)?;
         let mut view = View::of(packet)?;
-        if !ingress.takes(view.link_destination()) {
+        if !ingress.takes_unasked(view.link_destination()) {
             return None;
         }
         let hit = flows.find_packed(candidate, plain.key)?;
-        if !hit.is_settled(&flow::Event::Other, now.into()) || hit.next_hop().generation != self.v4.generation
-        {
+        let stamp = self.v4.stamps.of::<V4>(hit.rewrite().destination);
+        if !hit.is_settled(&flow::Event::Other, now.into()) || hit.next_hop().generation != stamp {
             return None;
         }
         let Way::Port(adjacency) = Way::of(hit.next_hop()) else { return None };
@@ -62,9 +64,7 @@ impl Forwarder {
         if u32::from(plain.packet_len) > link.mtu || (ttl == Ttl::Decrement && view.ttl() <= 1) {
             return None;
         }
-        if let Some((ack, end)) = view.tcp_numbers(plain.packet_len) {
-            flows.follow(hit.entry, ack, end);
-        }
+        flows.follow(&hit, plain.numbers);
         let key = plain.key.unpack();
         observer.see(Event::Received {
             port,

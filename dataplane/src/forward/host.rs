@@ -8,7 +8,7 @@ use super::established::Way;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
 use super::{Core, Forwarder, Output, Pass, limit};
-use crate::flow::Direction;
+use crate::flow::{Direction, FlowKey};
 use crate::nat::Rewrite;
 use crate::packet::arp::{self, Arp, Operation};
 use crate::packet::ethernet::{self, Ethernet};
@@ -20,13 +20,14 @@ use crate::packet::{Address, Family, LinkAddr, Packet, PortId, Protocol, V4, V6}
 use crate::pool::Pool;
 use crate::route::discovery::source_on_link;
 use crate::route::resolution::{self, Addressed, Message, MessageKind, Responder};
-use crate::route::{Hold, Learned, NeighbourEvent, Solicitation};
+use crate::route::{AdjacencyId, Hold, Learned, NeighbourEvent, Solicitation};
 use crate::service::{Locality, Origin};
 use crate::stats::Reason;
 use crate::tables::{Foreign, PortInfo, Ports, ProxyArp, Role, Sharing};
 use crate::time::Instant;
 
-/// The receive port of packets that no port received: the forwarder's own.
+/// The receive port of packets that only lack their link header: the forwarder's own, which no port received, and
+/// fragments that were translated before they had to wait, and those that are in a tunnel already.
 pub(super) const ORIGINATED: PortId = PortId(u16::MAX);
 
 /// Link source of frames to the host port: a locally administered address, since nobody answers it (the
@@ -150,18 +151,14 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.core.deliver(packet, self.ports, self.out, self.observer);
     }
 
-    /// Packets that make no connection: an ICMP error belongs to another's, or to none; a fragment's ports are
-    /// not known, so it cannot be translated and is not let through untranslated; a TCP segment with impossible
-    /// flags is invalid.
+    /// Packets that make no connection: an ICMP error belongs to another's, or to none; a TCP segment with
+    /// impossible flags is invalid.
     #[cold]
     pub(super) fn untracked(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
         if origin != Origin::Host
             && let Err(refusal) = self.martian(headers)
         {
             return self.refuse(packet, headers, refusal);
-        }
-        if headers.is_fragment() {
-            return self.drop(packet, Reason::Fragment);
         }
         if headers.protocol == Protocol::TCP {
             return self.invalid(packet, headers, origin, Reason::TcpFlags); // CT-08
@@ -182,7 +179,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
 
     /// Routes a packet without translating it.
     pub(super) fn send_as_it_is(&mut self, packet: Packet, headers: &Headers<A>, origin: Origin) {
-        match self.route_new(headers.destination, origin) {
+        match self.route_new(&super::key(headers), origin) {
             Ok(Way::Host) if origin == Origin::Host => self.drop(packet, Reason::NotForPollux),
             Ok(Way::Host) => self.deliver(packet),
             Ok(Way::Port(adjacency)) => {
@@ -232,19 +229,33 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 let neighbour = self.state.neighbours.get_or_create(packet.port, to, self.now);
                 neighbour.map(Way::Port).map_err(Refusal::from)
             }
-            None => self.route(to),
+            None => self.route(&FlowKey {
+                source,
+                destination: to,
+                source_port: 0,
+                destination_port: 0,
+                protocol: A::ICMP,
+            }),
         };
         match way {
             Ok(Way::Host) => self.deliver(error),
-            Ok(Way::Port(adjacency)) => match self.state.neighbours.resolved(adjacency) {
-                Some(link) => self.transmit(error, &link),
-                None => match self.state.neighbours.hold(adjacency, error, source, self.now) {
-                    Hold::Waiting => self.poll_neighbours(),
-                    Hold::Refused(error, reason) => self.drop(error, reason),
-                    Hold::Ready(error) | Hold::Outdated(error) => self.drop(error, Reason::NeighbourQueue),
-                },
-            },
+            Ok(Way::Port(adjacency)) => self.send_own(error, source, adjacency),
             Err(refusal) => self.drop(error, refusal.reason),
+        }
+    }
+
+    /// Sends a packet that lacks its link header alone; it waits as it is for a link address.
+    pub(super) fn send_own(&mut self, packet: Packet, source: A::Addr, adjacency: AdjacencyId) {
+        match self.link(adjacency) {
+            Some(link) => self.transmit(packet, &link),
+            None => match self.state.neighbours.hold(adjacency, packet, source, self.now) {
+                Hold::Waiting => {
+                    self.see_held(adjacency);
+                    self.poll_neighbours();
+                }
+                Hold::Refused(packet, reason) => self.drop(packet, reason),
+                Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
+            },
         }
     }
 
@@ -279,7 +290,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 NeighbourEvent::Solicit(solicitation) => self.solicit(&solicitation),
                 NeighbourEvent::Release(adjacency, packet) if packet.port == ORIGINATED => {
                     match self.state.neighbours.resolved(adjacency) {
-                        Some(link) => self.transmit(packet, &link),
+                        Some(link) => self.transmit_own(packet, &link),
                         None => self.drop(packet, Reason::NeighbourFailed),
                     }
                 }
@@ -347,6 +358,12 @@ pub(super) trait Wire: Family {
         packet: Packet,
         headers: &Headers<Self>,
     ) -> Option<Packet>;
+    /// Takes the packet inside out of one that came through a tunnel, and forwards it; gives back any other.
+    fn take_tunnelled<O: Output, T: Observer>(
+        pass: &mut Pass<'_, Self, O, T>,
+        packet: Packet,
+        headers: &Headers<Self>,
+    ) -> Option<Packet>;
     /// The request for a link address; nothing when the pool is empty.
     fn solicitation(
         from: LinkAddr,
@@ -372,6 +389,19 @@ impl Wire for V4 {
         _: &Headers<V4>,
     ) -> Option<Packet> {
         Some(packet)
+    }
+
+    #[inline(always)]
+    fn take_tunnelled<O: Output, T: Observer>(
+        pass: &mut Pass<'_, V4, O, T>,
+        packet: Packet,
+        headers: &Headers<V4>,
+    ) -> Option<Packet> {
+        if headers.protocol == Protocol::IPIP && pass.ports.have_tunnels() {
+            pass.decapsulate(packet, headers)
+        } else {
+            Some(packet)
+        }
     }
 
     fn solicitation(
@@ -400,6 +430,15 @@ impl Wire for V6 {
         headers: &Headers<V6>,
     ) -> Option<Packet> {
         pass.take_discovery(packet, headers)
+    }
+
+    #[inline(always)]
+    fn take_tunnelled<O: Output, T: Observer>(
+        _: &mut Pass<'_, V6, O, T>,
+        packet: Packet,
+        _: &Headers<V6>,
+    ) -> Option<Packet> {
+        Some(packet)
     }
 
     /// Without a sender, from the port's own link-local address: unlike ARP's, a question from nobody is not

@@ -6,7 +6,7 @@
 //! express.rs  the common case in one piece; everything else:
 //! look up ──hit──→ established.rs   state, route, rewrite, link header, out
 //!          └─miss→ new.rs           service → route → filter → masquerade → insert, then as a hit
-//! ICMP errors → related.rs
+//! ICMP errors → related.rs;  into and out of tunnels → tunnel.rs
 //! not IP, or not for Pollux → host.rs (NDP: ndp.rs);  what is refused with an error → host.rs
 //! ```
 //!
@@ -15,32 +15,38 @@
 
 mod established;
 mod express;
+mod fragments;
 mod host;
 mod limit;
 mod ndp;
 mod new;
 pub mod observe;
+mod orphans;
 mod related;
+mod reverse;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Sysctls, Timeouts};
+use crate::nat::fragments::{Fragments, Limits};
 use crate::packet::ethernet;
 use crate::packet::parse::{Headers, Parsed, parse};
 use crate::packet::plain::Plain;
 use crate::packet::{Address, BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
-use crate::route::{NeighbourEvent, Neighbours};
+use crate::route::{Changed, NeighbourEvent, Neighbours, Stamps};
 use crate::service::{Clients, Origin, Services};
 use crate::stats::{Reason, Stats};
-use crate::tables::{FamilyTables, Masquerade, Ports, Tables};
+use crate::tables::{FamilyTables, Masquerade, Ports, ReversePath, Tables};
 use crate::time::Instant;
 use express::Express;
 pub use host::HOST_SIDE;
@@ -48,6 +54,7 @@ use host::{Wire, pass_on};
 pub use limit::ErrorRate;
 use limit::Limiter;
 pub use observe::{Event, Nobody, Observer};
+use orphans::Orphans;
 
 /// Where the forwarder puts frames that are ready to leave.
 pub trait Output {
@@ -86,8 +93,11 @@ struct State<A: Family> {
     flows: Arc<FlowTable<A>>,
     clients: Clients<A>,
     neighbours: Neighbours<A>,
-    /// Counts changes of routing: a flow whose next hop was found under another number looks again.
-    generation: u32,
+    fragments: Fragments<A>,
+    /// Changes of routing: a flow whose next hop was found under another stamp of its destination looks again.
+    stamps: Stamps,
+    /// Masqueraded connections that an interface's end is to take along.
+    orphans: Orphans<A>,
     /// Whether neighbours' events are being worked off: what that gives rise to is left to the same loop.
     working_off: bool,
 }
@@ -206,6 +216,13 @@ impl Forwarder {
         &self.v6.flows
     }
 
+    /// How long fragments wait for the first one of their datagram, and are remembered (NAT-08): `ipfrag_time`
+    /// and `nf_conntrack_frag6_timeout`.
+    pub fn set_fragment_timeouts(&mut self, v4: Duration, v6: Duration) {
+        self.v4.fragments.set_timeout(v4);
+        self.v6.fragments.set_timeout(v6);
+    }
+
     /// The clients of IPv4 that session affinity remembers.
     pub fn clients_v4(&self) -> &Clients<V4> {
         &self.v4.clients
@@ -287,21 +304,25 @@ impl Forwarder {
         self.ticked = now;
         self.v4.flows.expire_since(now.into(), since);
         self.v6.flows.expire_since(now.into(), since);
+        self.v4.end_orphans(self.tables.v4.as_ref(), now);
+        self.v6.end_orphans(self.tables.v6.as_ref(), now);
         self.v4.clients.expire(now, AFFINITY_SLICE);
         self.v6.clients.expire(now, AFFINITY_SLICE);
         match self.pass_v4(now, out, observer) {
-            Some(mut pass) => pass.poll_neighbours(),
+            Some(mut pass) => pass.poll(),
             None => self.v4.let_go(&self.tables.ports, &mut self.core),
         }
         match self.pass_v6(now, out, observer) {
-            Some(mut pass) => pass.poll_neighbours(),
+            Some(mut pass) => pass.poll(),
             None => self.v6.let_go(&self.tables.ports, &mut self.core),
         }
         self.count_held();
     }
 
     fn count_held(&mut self) {
-        self.core.stats.held = (self.v4.neighbours.held() + self.v6.neighbours.held()) as u64;
+        let held = |neighbours, fragments| (neighbours + fragments) as u64;
+        self.core.stats.held = held(self.v4.neighbours.held(), self.v4.fragments.held())
+            + held(self.v6.neighbours.held(), self.v6.fragments.held());
     }
 
     /// A packet that is not in the common case. Out of line: the registers that this needs are those that the
@@ -408,19 +429,29 @@ impl<A: Family> State<A> {
             )?),
             clients: Clients::new(settings.clients),
             neighbours: Neighbours::default(),
-            generation: 1,
+            fragments: Fragments::new(Limits::of::<A>()),
+            stamps: Stamps::default(),
+            orphans: Orphans::default(),
             working_off: false,
         })
     }
 
     fn routing_changed(&mut self, ports: bool, old: Option<&FamilyTables<A>>, new: Option<&FamilyTables<A>>) {
-        let same = match (old, new) {
-            (Some(old), Some(new)) => Arc::ptr_eq(&old.routing, &new.routing),
-            (None, None) => true,
-            _ => false,
-        };
-        if ports || !same {
-            self.generation = self.generation.wrapping_add(1).max(1); // 0 stands for "never looked"
+        match (old, new) {
+            (None, None) => {}
+            (Some(old), Some(new)) if Arc::ptr_eq(&old.routing, &new.routing) && !ports => {}
+            (Some(old), Some(new)) => {
+                match new.routing.fib.changed_since(&old.routing.fib) {
+                    _ if ports => self.stamps.renew_all(),
+                    Changed::Nothing => {}
+                    Changed::Prefixes(prefixes) => {
+                        prefixes.iter().for_each(|prefix| self.stamps.renew(*prefix))
+                    }
+                    Changed::Everything => self.stamps.renew_all(),
+                }
+                self.orphans.interfaces_changed(&old.routing.interfaces, &new.routing.interfaces);
+            }
+            _ => self.stamps.renew_all(),
         }
     }
 
@@ -445,8 +476,10 @@ impl<A: Family> State<A> {
         }
     }
 
-    /// The family is no longer forwarded: what still waits for its neighbours waits in vain.
+    /// The family is no longer forwarded: what still waits, for neighbours or first fragments, waits in vain.
     fn let_go(&mut self, ports: &Ports, core: &mut Core) {
+        self.fragments
+            .clear(Reason::Unsupported, &mut |packet, reason| core.drop(packet, reason, &mut Nobody));
         if self.neighbours.held() == 0 {
             return;
         }
@@ -517,6 +550,26 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if !addressed || headers.destination.stays_on_link() {
             return pass_on(self.core, self.ports, packet, self.out, self.observer);
         }
+        let reverse_path = ingress.reverse_path::<A>();
+        if reverse_path != ReversePath::Off && !self.comes_the_right_way(headers, packet.port, reverse_path) {
+            return self.drop(packet, Reason::ReversePath);
+        }
+        let Some(packet) = A::take_tunnelled(self, packet, headers) else { return };
+        if headers.is_fragment() {
+            return self.fragment(packet, headers);
+        }
+        self.tracked(packet, headers, origin, candidate);
+    }
+
+    /// A packet with its transport header, which is tracked if it can be.
+    #[inline]
+    fn tracked(
+        &mut self,
+        packet: Packet,
+        headers: &Headers<A>,
+        origin: Origin,
+        candidate: Option<Candidate>,
+    ) {
         if !headers.is_trackable() {
             return self.untracked(packet, headers, origin);
         }

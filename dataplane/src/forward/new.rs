@@ -118,15 +118,16 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if origin == Origin::Host {
             self.may_leave(headers, request.destination_is_local)?;
         }
-        let way = self.route_new(request.destination, origin)?;
+        let routed =
+            FlowKey { destination: request.destination, destination_port: request.destination_port, ..*key };
+        let way = self.route_new(&routed, origin)?;
         let next_hop = self.next_hop(way);
         self.forwardable(packet, headers, origin, way)?;
         self.filter(&request, way, mark, choice.is_some())?;
 
         let out = next_hop.map(|(port, _)| port);
         let cause = self.masquerade_cause(&request, way, out, mark);
-        let mut outgoing =
-            FlowKey { destination: request.destination, destination_port: request.destination_port, ..*key };
+        let mut outgoing = routed;
         let mode = match cause {
             Some(_) => {
                 let interfaces = &self.tables.routing.interfaces;
@@ -228,15 +229,23 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         (place, chosen_by)
     }
 
-    /// WK-06, RT-02.
-    pub(super) fn route(&mut self, destination: A::Addr) -> Result<Way, Refusal> {
+    /// WK-06, RT-02. Of `flow` the destination is the final one, the source not translated yet: both are the same
+    /// for all packets of a direction, so each keeps to its way of several (RT-01).
+    pub(super) fn route(&mut self, flow: &FlowKey<A>) -> Result<Way, Refusal> {
+        let destination = flow.destination;
         let found = self.tables.routing.fib.lookup(destination);
-        let result = match found.map(|route| route.kind) {
+        let hop = found.and_then(|route| match &route.kind {
+            RouteKind::Via(hop) => Some(hop),
+            RouteKind::Multipath(hops) => Some(hops.choose(self.state.flows.hash(flow).bits())),
+            _ => None,
+        });
+        let result = match found.map(|route| &route.kind) {
             // Every link has a route to these: which one is meant, the table does not say.
             _ if A::VERSION == 6 && (destination.stays_on_link() || destination.is_multicast()) => {
                 Ok(Way::Host)
             }
-            Some(RouteKind::Via(hop)) => {
+            Some(RouteKind::Via(_) | RouteKind::Multipath(_)) => {
+                let Some(hop) = hop else { return Err(Reason::NoRoute.into()) };
                 let neighbour = hop.neighbour(destination);
                 let adjacency = self.state.neighbours.get_or_create(hop.port, neighbour, self.now);
                 adjacency.map(Way::Port).map_err(Refusal::from)
@@ -257,23 +266,24 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             }
             None => Err(Refusal::answered(Reason::NoRoute, ErrorKind::NetUnreachable)),
         };
-        let route = match (result, found) {
-            (Err(refusal), _) => RouteSeen::Refused(refusal.reason),
-            (Ok(Way::Port(_)), Some(Route { kind: RouteKind::Via(hop), prefix, .. })) => RouteSeen::Via {
+        let route = match (result, found, hop) {
+            (Err(refusal), ..) => RouteSeen::Refused(refusal.reason),
+            (Ok(Way::Port(_)), Some(Route { prefix, .. }), Some(hop)) => RouteSeen::Via {
                 port: hop.port,
                 gateway: hop.gateway.map(Into::into),
                 prefix_length: prefix.len(),
             },
-            (Ok(_), _) => RouteSeen::Host,
+            (Ok(_), ..) => RouteSeen::Host,
         };
         self.observer.see(Event::Routed { destination: destination.into(), route });
         result
     }
 
     /// The route of what makes no use of an entry's. What the host sends to a group is not sent back to it.
-    pub(super) fn route_new(&mut self, destination: A::Addr, origin: Origin) -> Result<Way, Refusal> {
-        let way = self.route(destination)?;
-        let kind = || self.tables.routing.fib.lookup(destination).map(|route| route.kind);
+    pub(super) fn route_new(&mut self, flow: &FlowKey<A>, origin: Origin) -> Result<Way, Refusal> {
+        let destination = flow.destination;
+        let way = self.route(flow)?;
+        let kind = || self.tables.routing.fib.lookup(destination).map(|route| &route.kind);
         let to_group = || {
             destination.is_multicast() || matches!(kind(), Some(RouteKind::Broadcast | RouteKind::Multicast))
         };
@@ -284,7 +294,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     }
 
     /// Port and address of the neighbour that the way leads to.
-    fn next_hop(&self, way: Way) -> Option<(PortId, A::Addr)> {
+    pub(super) fn next_hop(&self, way: Way) -> Option<(PortId, A::Addr)> {
         match way {
             Way::Port(adjacency) => {
                 let address = self.state.neighbours.address(adjacency)?;
@@ -387,7 +397,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
                 reply: outgoing.reply(),
                 mark: if connection.mark == Mark::Set { self.masquerade.mark } else { 0 },
                 state: connection.state,
-                original_next_hop: connection.way.reference(self.state.generation),
+                original_next_hop: connection.way.reference(self.state.stamps.of::<A>(outgoing.destination)),
                 reply_next_hop: NextHopRef::default(),
             };
             match self.state.flows.insert_first(&new, &connection.event, self.now.into()) {

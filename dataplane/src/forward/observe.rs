@@ -124,12 +124,30 @@ pub enum Event {
         /// The new source port or identifier.
         source_port: u16,
     },
+    /// The packet is a fragment and waits for the first one of its datagram (NAT-08).
+    AwaitsFirst,
     /// The packet waits for the link address of its next hop.
     Held {
         /// The way out.
         port: PortId,
         /// Whose link address is asked for.
         neighbour: IpAddr,
+    },
+    /// The packet enters a tunnel (TN-01); what follows is the way to the tunnel's other end.
+    Encapsulated {
+        /// The tunnel.
+        port: PortId,
+        /// Outer source.
+        source: IpAddr,
+        /// Outer destination.
+        peer: IpAddr,
+    },
+    /// The packet came through a tunnel, and is taken out; what follows is about the one inside.
+    Decapsulated {
+        /// The tunnel.
+        port: PortId,
+        /// Outer source.
+        peer: IpAddr,
     },
     /// The packet left.
     Sent {

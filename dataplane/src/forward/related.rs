@@ -66,7 +66,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             }
             Err(refusal) => return self.refuse(packet, headers, refusal),
         };
-        let Some(link) = self.state.neighbours.resolved(adjacency) else {
+        let Some(link) = self.link(adjacency) else {
             // As it came in: when its time has come it walks again.
             return self.hold(packet, headers, origin, headers.source, adjacency);
         };

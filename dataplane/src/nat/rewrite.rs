@@ -91,8 +91,8 @@ impl<A: Family> Rewrite<A> {
     /// Rewrites a packet whose headers are `headers`, as parsed.
     ///
     /// Later fragments have no ports and no checksum: only their addresses change. ICMP errors too; what
-    /// they quote is left alone. The CRC of a first fragment of SCTP cannot be brought along when a port
-    /// changes, as it covers bytes of unknown number: the receiver will drop the datagram.
+    /// they quote is left alone. A first fragment of SCTP must say how much follows
+    /// ([`following`](Headers::following)): its CRC covers that too.
     ///
     /// # Panics
     /// If the headers are not those of this packet.
@@ -153,12 +153,12 @@ impl<A: Family> Rewrite<A> {
         let old = ports(frame);
         self.write_ports(frame, l4);
         let new = ports(frame);
-        if partial || old == new || headers.fragment != FragmentKind::Whole {
+        if partial || old == new {
             return;
         }
         let field = &mut frame[l4 + transport::field::SCTP_CHECKSUM..][..4];
         let crc = u32::from_le_bytes(std::array::from_fn(|i| field[i]));
-        let following = headers.end as usize - l4 - 4;
+        let following = headers.end as usize - l4 - 4 + usize::from(headers.following);
         field.copy_from_slice(&crc32c::replace(crc, old, new, following).to_le_bytes());
     }
 

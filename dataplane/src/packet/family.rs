@@ -222,6 +222,8 @@ impl Protocol {
     pub const TCP: Protocol = Protocol(6);
     /// UDP.
     pub const UDP: Protocol = Protocol(17);
+    /// The fragment header of IPv6 (RFC 8200, section 4.5).
+    pub const FRAGMENT: Protocol = Protocol(44);
     /// ICMP for IPv6.
     pub const ICMPV6: Protocol = Protocol(58);
     /// What an IPv6 packet says that carries nothing (RFC 8200, section 4.7).

@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod crc32c;
 pub mod ethernet;
 pub mod family;
+pub mod fragment;
 pub mod icmp;
 pub mod ip;
 pub mod ndp;

@@ -57,6 +57,8 @@ pub struct Headers<A: Family> {
     pub fragment: FragmentKind,
     /// Kind of ICMP message.
     pub icmp: IcmpClass,
+    /// Of a first fragment: bytes of the datagram that are in later ones, once that is known. Parsing says 0.
+    pub following: u16,
 }
 
 impl<A: Family> Headers<A> {
@@ -72,11 +74,11 @@ impl<A: Family> Headers<A> {
         self.fragment != FragmentKind::Whole
     }
 
-    /// Whether the packet can belong to a connection: a whole one, no ICMP message but a query (CT-01), no
-    /// impossible combination of TCP flags (CT-08).
+    /// Whether the packet can belong to a connection: one with its transport header, no ICMP message but a query
+    /// (CT-01), no impossible combination of TCP flags (CT-08).
     #[inline]
     pub fn is_trackable(&self) -> bool {
-        !self.is_fragment()
+        self.fragment != FragmentKind::Later
             && matches!(self.icmp, IcmpClass::None | IcmpClass::Query)
             && (self.protocol != Protocol::TCP || self.tcp_flags.is_possible())
     }
@@ -170,6 +172,7 @@ pub(crate) fn parse_v4(packet: &mut Packet, l3: usize) -> Result<Headers<V4>, Re
         dont_fragment: word & ip::DONT_FRAGMENT != 0,
         fragment,
         icmp: transport.icmp,
+        following: 0,
     };
     if packet.len() > end {
         packet.truncate(end);
@@ -211,6 +214,7 @@ fn parse_v6(packet: &mut Packet, l3: usize) -> Result<Headers<V6>, Reason> {
         dont_fragment: true,
         fragment,
         icmp: transport.icmp,
+        following: 0,
     };
     if packet.len() > end {
         packet.truncate(end);
@@ -254,13 +258,25 @@ fn check_options(header: &[u8]) -> Result<(), Reason> {
 
 const HOP_BY_HOP: Protocol = Protocol(0);
 const ROUTING: Protocol = Protocol(43);
-const FRAGMENT: Protocol = Protocol(44);
+const FRAGMENT: Protocol = Protocol::FRAGMENT;
 const AUTHENTICATION: Protocol = Protocol(51);
 const DESTINATION_OPTIONS: Protocol = Protocol(60);
 
 #[inline]
 fn is_extension(protocol: Protocol) -> bool {
     matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
+}
+
+/// Length in bytes of the IPv6 extension header of that number that begins with `header`; nothing for what is
+/// no extension header.
+pub(super) fn extension_len(protocol: Protocol, header: &[u8; 8]) -> Option<usize> {
+    let len = usize::from(header[1]);
+    match protocol {
+        FRAGMENT => Some(8),
+        AUTHENTICATION => Some((len + 2) * 4),
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => Some((len + 1) * 8),
+        _ => None,
+    }
 }
 
 /// A walk along the IPv6 extension headers (RFC 8200, section 4).
@@ -277,8 +293,8 @@ impl Walk {
         for _ in 0..EXTENSIONS_MAX {
             let header: &[u8; 8] =
                 frame.get(self.l4..).and_then(|bytes| bytes.first_chunk()).ok_or(Reason::Ipv6Extensions)?;
-            let [next, len, _, segments_left, ..] = *header;
-            let len = match self.protocol {
+            let [next, _, _, segments_left, ..] = *header;
+            match self.protocol {
                 FRAGMENT => {
                     let fragment = FragmentHeader::new_checked(header).ok_or(Reason::Ipv6Extensions)?;
                     // A fragment of a fragment is nothing that a sender makes.
@@ -286,16 +302,14 @@ impl Walk {
                         return Err(Reason::Ipv6Extensions);
                     }
                     self.fragment = fragment_kind(fragment.offset(), u16::from(fragment.more_fragments()));
-                    8
                 }
-                AUTHENTICATION => (usize::from(len) + 2) * 4,
                 // While segments are left, the header's destination is not whom the packet is for: it can
                 // be neither translated nor checked. RFC 5095 forbids the type that anybody can use.
                 ROUTING if segments_left > 0 => return Err(Reason::SourceRoute),
-                _ => (usize::from(len) + 1) * 8,
-            };
+                _ => {}
+            }
+            self.l4 += extension_len(self.protocol, header).ok_or(Reason::Ipv6Extensions)?;
             self.protocol = Protocol(next);
-            self.l4 += len;
             if self.l4 > frame.len() {
                 return Err(Reason::Ipv6Extensions);
             }
@@ -370,7 +384,8 @@ impl Transport {
     const NONE: Transport =
         Transport { source_port: 0, destination_port: 0, tcp_flags: TcpFlags(0), icmp: IcmpClass::None };
 
-    /// Reads the header at `l4` of a packet that ends at `end`. `frame` is the first chunk.
+    /// Reads the header at `l4` of a packet that ends at `end`. `frame` is the first chunk. A first fragment must
+    /// have the whole header: what it leaves to the next one, no filter would see.
     #[inline(always)]
     fn read<A: Family>(
         frame: &[u8],
@@ -383,29 +398,33 @@ impl Transport {
             return Ok(Transport::NONE);
         }
         let bytes = frame.get(l4..end.min(frame.len())).unwrap_or_default();
+        let truncated = match fragment {
+            FragmentKind::First => Reason::FragmentTiny,
+            FragmentKind::Whole | FragmentKind::Later => Reason::TransportTruncated,
+        };
         let header = match protocol {
             Protocol::TCP => {
-                let tcp = Tcp::new_checked(bytes).ok_or(Reason::TransportTruncated)?;
+                let tcp = Tcp::new_checked(bytes).ok_or(truncated)?;
                 let len = tcp.header_len();
                 if len < TCP_LEN || len > bytes.len() {
-                    return Err(Reason::TransportTruncated);
+                    return Err(truncated);
                 }
                 Transport { tcp_flags: tcp.flags(), ..Transport::ports(bytes) }
             }
             Protocol::UDP => {
-                let udp: &[u8; UDP_LEN] = bytes.first_chunk().ok_or(Reason::TransportTruncated)?;
+                let udp: &[u8; UDP_LEN] = bytes.first_chunk().ok_or(truncated)?;
                 let len = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
                 // A first fragment holds less than the datagram's length says.
                 if len < UDP_LEN || (len > end - l4 && fragment == FragmentKind::Whole) {
-                    return Err(Reason::TransportTruncated);
+                    return Err(truncated);
                 }
                 Transport::ports(bytes)
             }
             Protocol::SCTP if bytes.len() >= SCTP_LEN => Transport::ports(bytes),
-            Protocol::SCTP => return Err(Reason::TransportTruncated),
+            Protocol::SCTP => return Err(truncated),
             _ if protocol == A::ICMP => {
                 let [kind, code, _, _, high, low, ..] =
-                    *bytes.first_chunk::<{ icmp::LEN }>().ok_or(Reason::TransportTruncated)?;
+                    *bytes.first_chunk::<{ icmp::LEN }>().ok_or(truncated)?;
                 let class = icmp::class::<A>(kind);
                 let identifier = u16::from_be_bytes([high, low]);
                 Transport {

@@ -81,6 +81,7 @@ fn a_tcp_packet_is_read() {
             dont_fragment: true,
             fragment: FragmentKind::Whole,
             icmp: IcmpClass::None,
+            following: 0,
         }
     );
     assert_eq!(headers.packet_len(), 47);

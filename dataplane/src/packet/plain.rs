@@ -38,6 +38,9 @@ pub(crate) struct Plain {
     pub(crate) packet_len: u16,
     /// TCP or UDP.
     pub(crate) protocol: Protocol,
+    /// Of a TCP segment: the sequence number behind its data, in the upper half, and its acknowledgement number.
+    /// Of UDP: 0, as the flow table remembers of it.
+    pub(crate) numbers: u64,
 }
 
 impl Plain {
@@ -60,21 +63,23 @@ impl Plain {
         let packet_len = u16::from_be_bytes(field(view, L3 + ip::field::V4_TOTAL_LENGTH));
         let end = L3 + usize::from(packet_len);
         let protocol = Protocol(view[L3 + ip::field::V4_PROTOCOL]);
-        let header_end = match protocol {
+        let (header_end, numbers) = match protocol {
             Protocol::TCP => {
                 let flags = TcpFlags(view[L4 + 13]);
                 let header_len = usize::from(view[L4 + 12] >> 4) * 4;
                 if flags.0 & OPENS_OR_CLOSES != TcpFlags::ACK.0 || header_len < TCP_LEN {
                     return None;
                 }
-                L4 + header_len
+                let header_end = L4 + header_len;
+                let data = (end as u64).wrapping_sub(header_end as u64);
+                (header_end, u64::from_be_bytes(field(view, L4 + 4)).wrapping_add(data << 32))
             }
             Protocol::UDP => {
                 let len = usize::from(u16::from_be_bytes(field(view, L4 + transport::field::UDP_LENGTH)));
                 if len < UDP_LEN || L4 + len > end {
                     return None;
                 }
-                LEN
+                (LEN, 0)
             }
             _ => return None,
         };
@@ -87,6 +92,7 @@ impl Plain {
             ports: u32::from_be_bytes(field(view, L4)),
             packet_len,
             protocol,
+            numbers,
         };
         if len > end {
             packet.truncate(end);
@@ -126,19 +132,6 @@ impl<'a> View<'a> {
     #[inline(always)]
     pub(crate) fn protocol(&self) -> Protocol {
         Protocol(self.bytes[L3 + ip::field::V4_PROTOCOL])
-    }
-
-    /// Of a TCP segment: its acknowledgement number, and the sequence number behind its data. `packet_len` is the
-    /// length of the IP packet in bytes.
-    #[inline(always)]
-    pub(crate) fn tcp_numbers(&self, packet_len: u16) -> Option<(u32, u32)> {
-        if self.protocol() != Protocol::TCP {
-            return None;
-        }
-        let numbers = u64::from_be_bytes(field(self.bytes, L4 + 4));
-        let headers = V4_LEN as u32 + u32::from(self.bytes[L4 + 12] >> 4) * 4;
-        let data = u32::from(packet_len).wrapping_sub(headers);
-        Some((numbers as u32, ((numbers >> 32) as u32).wrapping_add(data)))
     }
 
     /// Time to live.

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
+use etherparse::defrag::IpDefragPool;
+use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep, SlicedPacket};
 
 use super::crc32c::Crc32c;
 use super::parse::{Headers, Parsed, parse};
@@ -106,6 +107,53 @@ pub(crate) fn fix_v4_checksum(frame: &mut [u8]) {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+}
+
+/// The IP datagram of `frame` in fragments with `size` bytes each (a multiple of 8), in order. The header of IPv4
+/// is one without options, that of IPv6 gets a fragment header behind it.
+pub(crate) fn fragments(frame: &[u8], size: usize, identification: u32) -> Vec<Vec<u8>> {
+    let v4 = frame[12..14] == [8, 0];
+    let (headers, payload) = frame.split_at(if v4 { 34 } else { 54 });
+    let count = payload.len().div_ceil(size);
+    let piece = |(number, bytes): (usize, &[u8])| {
+        let (offset, more) = ((number * size) as u16, number + 1 < count);
+        let mut piece = headers.to_vec();
+        if v4 {
+            piece[16..18].copy_from_slice(&(20 + bytes.len() as u16).to_be_bytes());
+            piece[18..20].copy_from_slice(&(identification as u16).to_be_bytes());
+            piece[20..22].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
+            fix_v4_checksum(&mut piece);
+        } else {
+            piece[18..20].copy_from_slice(&(8 + bytes.len() as u16).to_be_bytes());
+            let next = std::mem::replace(&mut piece[20], 44);
+            piece.extend([next, 0]);
+            piece.extend((offset | u16::from(more)).to_be_bytes());
+            piece.extend(identification.to_be_bytes());
+        }
+        piece.extend(bytes);
+        piece
+    };
+    payload.chunks(size).enumerate().map(piece).collect()
+}
+
+/// What the fragments `frames` carry together, put together by etherparse: the protocol's number and the bytes.
+/// Nothing when one is missing.
+pub(crate) fn reassembled<'a>(frames: impl IntoIterator<Item = &'a [u8]>) -> Option<(u8, Vec<u8>)> {
+    let mut buffers = IpDefragPool::<(), ()>::new();
+    let mut whole = None;
+    for frame in frames {
+        if frame[12..14] == [8, 0] {
+            let mut correct = frame.to_vec();
+            fix_v4_checksum(&mut correct);
+            assert_eq!(correct[24..26], frame[24..26], "the header checksum is wrong");
+        }
+        let sliced = SlicedPacket::from_ethernet(frame).unwrap();
+        if let Some(datagram) = buffers.process_sliced_packet(&sliced, (), ()).unwrap() {
+            assert!(whole.is_none(), "two datagrams");
+            whole = Some((datagram.ip_number.0, datagram.payload));
+        }
+    }
+    whole
 }
 
 /// A family whose headers can be taken out of what parsing says.

@@ -136,10 +136,10 @@ fn is_proxied(target: Ipv6Addr, own: bool, at: &Station, interfaces: &Interfaces
     if target.stays_on_link() {
         return target == source_on_link(at.port, at.link, interfaces);
     }
-    match fib.lookup(target).map(|route| route.kind) {
-        Some(RouteKind::Via(hop)) => hop.port != at.port,
+    match fib.lookup(target).map(|route| &route.kind) {
         Some(RouteKind::Host | RouteKind::Local) => true,
-        _ => false,
+        Some(kind) => kind.leaves_elsewhere(at.port),
+        None => false,
     }
 }
 

@@ -8,28 +8,35 @@
 //! and later packets cost one load of the neighbour's record. Which address the node speaks with itself
 //! (masquerading, ICMP errors, ARP) is [`source`]'s to say, and follows the kernel's choice.
 //!
-//! Tables are built by control from a file or from the kernel's, and handed over whole. A [`RouteId`] is one
-//! object per prefix, so that a changed route can later change in place under the flows that use it (RT-05).
+//! Tables are built by control from a file or from the kernel's, and handed over as snapshots that share what did not
+//! change ([`FibEditor`]). Entries keep a stamp of their destination ([`Stamps`]): a changed prefix makes those
+//! look again whose destination lies under it, and no others (RT-05).
 
 pub mod discovery;
 pub mod fib;
+pub mod multipath;
 pub mod neighbour;
 pub mod own;
 pub mod resolution;
 pub mod source;
+pub mod stamps;
 
 #[cfg(test)]
 pub(crate) mod fixture;
 
+use std::sync::Arc;
+
 use crate::packet::{Family, PortId, Prefix};
 
-pub use fib::{Fib, RouteId};
+pub use fib::{Changed, Fib, FibEditor, RouteId};
+pub use multipath::Multipath;
 pub use neighbour::{AdjacencyId, Advertised, Hold, Learned, Link, NeighbourEvent, Neighbours, Solicitation};
 pub use own::own_routes;
 pub use source::{Interface, InterfaceAddress, Interfaces};
+pub use stamps::Stamps;
 
 /// One route: what happens to packets for a prefix.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route<A: Family> {
     /// The destinations.
     pub prefix: Prefix<A>,
@@ -53,10 +60,12 @@ impl<A: Family> Route<A> {
 }
 
 /// What a route does with a packet (RT-02).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RouteKind<A: Family> {
     /// Send it out of a port.
     Via(NextHop<A>),
+    /// Send it one of several ways, each flow always the same one (RT-01).
+    Multipath(Arc<Multipath<A>>),
     /// Deliver it to the host: an address of the node.
     Local,
     /// Deliver it to the host: a broadcast address.
@@ -76,8 +85,34 @@ pub enum RouteKind<A: Family> {
 impl<A: Family> RouteKind<A> {
     /// Whether the route is one of the kernel's table `local`, which is looked up before all others:
     /// what it covers, no other route can take away.
-    pub fn is_of_local_table(self) -> bool {
+    pub fn is_of_local_table(&self) -> bool {
         matches!(self, RouteKind::Local | RouteKind::Broadcast | RouteKind::Multicast)
+    }
+
+    /// The next hop of a flow with this hash, if the route has any.
+    #[inline]
+    pub fn next_hop(&self, flow_hash: u32) -> Option<&NextHop<A>> {
+        match self {
+            RouteKind::Via(hop) => Some(hop),
+            RouteKind::Multipath(hops) => Some(hops.choose(flow_hash)),
+            _ => None,
+        }
+    }
+
+    /// Whether the route sends packets out, and none of them by `port`.
+    pub fn leaves_elsewhere(&self, port: PortId) -> bool {
+        let mut hops = self.next_hops().peekable();
+        hops.peek().is_some() && hops.all(|hop| hop.port != port)
+    }
+
+    /// All next hops; none for a route that sends nothing out.
+    pub fn next_hops(&self) -> impl Iterator<Item = &NextHop<A>> {
+        let (one, several) = match self {
+            RouteKind::Via(hop) => (Some(hop), None),
+            RouteKind::Multipath(hops) => (None, Some(hops.iter().map(|(hop, _)| hop))),
+            _ => (None, None),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
     }
 }
 
@@ -113,7 +148,7 @@ impl<A: Family> NextHop<A> {
 
 /// Takes out the routes whose link is down on the ports where `ignore_routes_with_linkdown` is set (RT-04).
 pub fn retain_usable<A: Family>(routes: &mut Vec<Route<A>>, ignore_routes_with_linkdown: &[PortId]) {
-    routes.retain(|route| match route.kind {
+    routes.retain(|route| match &route.kind {
         RouteKind::Via(hop) => !(route.link_down && ignore_routes_with_linkdown.contains(&hop.port)),
         _ => true,
     });

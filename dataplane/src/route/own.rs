@@ -38,7 +38,7 @@ pub fn own_routes<A: Family>(interfaces: &Interfaces<A>) -> Vec<Route<A>> {
                 routes.push(Route {
                     preferred_source,
                     link_down: interface.link == LinkState::NoCarrier,
-                    ..Route::new(subnet, connected)
+                    ..Route::new(subnet, connected.clone())
                 });
             }
             if A::VERSION == 4 && subnet.len() < 31 {
@@ -86,7 +86,7 @@ mod tests {
     use crate::route::{Fib, Interface};
 
     fn kind(fib: &Fib<V4>, destination: &str) -> Option<RouteKind<V4>> {
-        fib.lookup(destination.parse().unwrap()).map(|route| route.kind)
+        fib.lookup(destination.parse().unwrap()).map(|route| route.kind.clone())
     }
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(kind(&fib, "172.17.255.255"), Some(RouteKind::Broadcast));
         assert_eq!(kind(&fib, "255.255.255.255"), Some(RouteKind::Broadcast));
         assert_eq!(kind(&fib, "224.0.0.251"), Some(RouteKind::Multicast));
-        assert_eq!(kind(&fib, "172.16.0.0"), Some(ens3));
+        assert_eq!(kind(&fib, "172.16.0.0"), Some(ens3.clone()));
         assert_eq!(kind(&fib, "172.31.255.254"), Some(ens3));
         assert_eq!(kind(&fib, "172.17.0.2"), Some(RouteKind::Via(NextHop::on_link(DOCKER0))));
         let route = fib.lookup("172.16.9.9".parse().unwrap()).unwrap();
@@ -141,7 +141,7 @@ mod tests {
         ens3.add("2001:db8::50/64".parse().unwrap());
         ens3.add("fe80::50/64".parse().unwrap());
         let fib = Fib::build(own_routes(&Interfaces::new(vec![ens3])));
-        let kind = |text: &str| fib.lookup(text.parse().unwrap()).map(|route| route.kind);
+        let kind = |text: &str| fib.lookup(text.parse().unwrap()).map(|route| route.kind.clone());
         assert_eq!(kind("::1"), Some(RouteKind::Local));
         assert_eq!(kind("2001:db8::50"), Some(RouteKind::Local));
         assert_eq!(kind("2001:db8::51"), Some(RouteKind::Via(NextHop::on_link(ENS3))));

@@ -123,10 +123,10 @@ pub fn decide<A: Family>(
 
 /// Whether the node would route packets for `target` out of another interface than `port`.
 fn leads_elsewhere<A: Family>(fib: &Fib<A>, target: A::Addr, port: PortId) -> bool {
-    match fib.lookup(target).map(|route| route.kind) {
-        Some(RouteKind::Via(hop)) => hop.port != port,
+    match fib.lookup(target).map(|route| &route.kind) {
         Some(RouteKind::Host) => true,
-        _ => false,
+        Some(kind) => kind.leaves_elsewhere(port),
+        None => false,
     }
 }
 

@@ -226,11 +226,12 @@ impl<A: Family> Interfaces<A> {
         if back.preferred_source.is_some() {
             return back.preferred_source;
         }
-        let (out, gateway) = match back.kind {
-            RouteKind::Local => return Some(offender),
-            RouteKind::Via(hop) => (Some(hop.port), hop.gateway),
-            _ => (None, None),
-        };
+        if back.kind == RouteKind::Local {
+            return Some(offender);
+        }
+        // Of several ways the first: which one the error takes is decided by its own hash.
+        let hop = back.kind.next_hop(0);
+        let (out, gateway) = (hop.map(|hop| hop.port), hop.and_then(|hop| hop.gateway));
         if A::VERSION == 4 {
             // A route's scope is link without a gateway. The kernel does not ask which subnet holds the
             // offender then: the first address is taken.

@@ -9,14 +9,12 @@
 
 mod affinity;
 mod builder;
-mod slots;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use affinity::{Client, Clients, Full};
 pub use builder::Builder;
-pub use slots::Slots;
 pub use table::{FrontendId, InternalMark, Policy, Services};
 
 use std::sync::Arc;

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::slots::Slots;
 use super::{
     Affinity, Backend, BackendSet, Builder, Destination, Detector, FilterRule, FilterStage, FilterVerdict,
     Frontend, FrontendAddress, FrontendKey, FrontendKind, Loopback, Mark, MarkReason, NodePortAddresses,
     Path, Question, Walk,
 };
 use crate::packet::{Address, Family};
+use crate::slots::Slots;
 
 /// Place of a frontend in the tables.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

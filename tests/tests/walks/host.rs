@@ -1,7 +1,5 @@
 //! Packets of the node's own stack: W1, W2, W3.
 
-use std::net::Ipv4Addr;
-
 use pollux_dataplane::packet::{ChecksumState, Offload};
 use pollux_dataplane::port::Capabilities;
 use pollux_tests::capture::{Connection, LOCAL, REMOTE, Segment, Side};
@@ -152,18 +150,4 @@ fn w3_the_answer_comes_back_to_the_host() {
     let sent = reply.clone().link(link::GATEWAY, link::ENS3);
     assert_walk(&mut node, port::ENS3, &sent, port::HOST, &reply.link(link::HOST_SIDE, link::HOST));
     assert_eq!(node.connections(), 1);
-}
-
-#[test]
-fn w10_until_there_is_a_tunnel_its_packets_are_the_hosts() {
-    // Backend 10.151.32.5 is behind tunl0, which is an interface of the host's and no port.
-    let cluster = Cluster::seed()
-        .edit_objects("  - addresses:\n    - 10.151.49.8\n", "  - addresses:\n    - 10.151.32.5\n");
-    let mut node = cluster.node();
-    node.choose("default/myapp", "10.151.32.5:80");
-    let syn = Frame::tcp((POD_7, 40000), (SERVICE, 80), flag::SYN).link(link::POD_7, link::CALI);
-    let left = node.send_one(port::POD_7, &syn.bytes());
-    let behind = Ipv4Addr::new(10, 151, 32, 5);
-    // Handed over, not forwarded: the TTL is the kernel's to take.
-    assert_left(&left, port::HOST, &syn.to(behind, 80).link(link::HOST_SIDE, link::HOST));
 }

@@ -5,9 +5,7 @@
 //! is not Pollux's; etherparse checks its checksums once more. W1 and W2 replay the seed's captures: what
 //! leaves has the checksums that tcpdump printed there.
 //!
-//! Where the seed contradicts itself, kube-proxy and the kernel decide; each such test says so. W10 needs the
-//! tunnel (TN-01), which is not there yet: until it is, the walk ends at the host, whose kernel has the
-//! tunnel device, and `w10_…` holds it to that. Those of IPv6 are the same walks on a dual-stack slave1.
+//! Where the seed contradicts itself, kube-proxy and the kernel decide; each such test says so. Those of IPv6 are the same walks on a dual-stack slave1.
 
 mod affinity;
 mod host;
@@ -15,6 +13,7 @@ mod ipv6;
 mod node_ports;
 mod pods;
 mod refusals;
+mod tunnel;
 
 use pollux_tests::frame::{Frame, assert_checksums};
 use pollux_tests::node::{Left, Node};

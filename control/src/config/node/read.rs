@@ -1,19 +1,26 @@
 //! From the document to a [`NodeConfig`], with every check that needs no look at the machine.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
+use pollux_dataplane::port::fault::{Faults, Probability};
 use serde_json::Value;
 
 use super::wire::{
-    Wire, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource,
+    Wire, WireFaults, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource,
+    WireTunnel,
 };
 use super::*;
 use crate::cluster::parse_address;
+use crate::config::duration::parse_duration;
 use crate::document::typed;
 use crate::problem::Findings;
+
+/// Outer TTL of a tunnel that does not say.
+const DEFAULT_TUNNEL_TTL: u8 = 64;
 
 impl NodeConfig {
     /// Reads the document. None if something was wrong: `findings` has it.
@@ -83,6 +90,25 @@ impl NodeConfig {
                 findings.error_in(&part, format!("linkAddress {address} is a group address"));
             }
             let role = wire.role;
+            let tunnel = match (wire.backend, wire.tunnel) {
+                (Backend::Ipip, tunnel) => Some(read_tunnel(&part, tunnel.unwrap_or_default(), findings)),
+                (_, Some(_)) => {
+                    findings.error_in(&part, "has a tunnel and is none: its backend is not ipip");
+                    None
+                }
+                (_, None) => None,
+            };
+            if tunnel.is_some() {
+                let pointless = [
+                    ("linkAddress", link_address.is_some()),
+                    ("proxyArp", wire.proxy_arp),
+                    ("foreign", wire.foreign.is_some()),
+                    ("a role but uplink", role != Role::Uplink),
+                ];
+                for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
+                    findings.error_in(&part, format!("is a tunnel and cannot have {what}"));
+                }
+            }
             self.ports.push(PortConfig {
                 role,
                 backend: wire.backend,
@@ -94,12 +120,19 @@ impl NodeConfig {
                     true => ProxyArp::On,
                     false => ProxyArp::Off,
                 },
+                reverse_path: wire.rp_filter,
+                linkdown: wire.ignore_routes_with_linkdown.map(|ignore| match ignore {
+                    true => Linkdown::Ignored,
+                    false => Linkdown::Used,
+                }),
                 foreign: match (wire.foreign, role) {
                     (Some(foreign), _) => foreign,
                     (None, Role::Uplink) => Foreign::Host,
                     (None, Role::Pod | Role::Host) => Foreign::Drop,
                 },
                 index: wire.index,
+                faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
+                tunnel,
                 name: wire.name,
             });
         }
@@ -267,6 +300,9 @@ impl NodeConfig {
         for wire in wire {
             let part = format!("neighbour {}", wire.address);
             self.check_device(&part, "dev", &wire.dev, findings);
+            if self.port(&wire.dev).is_some_and(|port| port.tunnel.is_some()) {
+                findings.error_in(&part, format!("dev {} is a tunnel, which has no link", wire.dev));
+            }
             let address = address(&part, "address", &wire.address, findings);
             let link_address = parse::<LinkAddr>(&part, "linkAddress", &wire.link_address, findings);
             if let (Some(address), Some(link_address)) = (address, link_address) {
@@ -333,6 +369,38 @@ impl NodeConfig {
             .filter(|(_, subnet)| contains(*subnet, via))
             .max_by_key(|(_, subnet)| subnet.len())
             .map(|(name, _)| name)
+    }
+}
+
+fn read_tunnel(part: &str, wire: WireTunnel, findings: &mut Findings) -> TunnelConfig {
+    let mut ipv4 = |field: &str, text: String| match text.parse::<Ipv4Addr>() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            findings.error_in(part, format!("tunnel.{field} {text:?} is not an IPv4 address"));
+            None
+        }
+    };
+    let local = wire.local.and_then(|text| ipv4("local", text));
+    let peers =
+        wire.peers.map(|peers| peers.into_iter().filter_map(|text| ipv4("peers", text)).collect::<Vec<_>>());
+    TunnelConfig {
+        local,
+        ttl: match wire.ttl {
+            None => Some(DEFAULT_TUNNEL_TTL),
+            Some(Value::String(word)) if word == "inherit" => None,
+            Some(Value::Number(ttl)) if ttl.as_i64().is_some() => {
+                range(part, "tunnel.ttl", ttl.as_i64(), 1..=255, findings).map(|ttl| ttl as u8)
+            }
+            Some(other) => {
+                findings.error_in(part, format!("tunnel.ttl {other} is not a number nor the word inherit"));
+                None
+            }
+        },
+        path_mtu_discovery: match wire.path_mtu_discovery.unwrap_or(true) {
+            true => PathMtuDiscovery::On,
+            false => PathMtuDiscovery::Off,
+        },
+        peers,
     }
 }
 
@@ -422,6 +490,28 @@ fn range(
         findings.error_in(part, format!("{field} {number} is not in {}-{}", range.start(), range.end()));
     }
     in_range
+}
+
+/// Longest `faults.delay`.
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
+fn faults(part: &str, wire: &WireFaults, findings: &mut Findings) -> Faults {
+    let mut probability = |field: &str, number: Option<f64>| {
+        let number = number.unwrap_or(0.0);
+        Probability::new(number).unwrap_or_else(|| {
+            findings.error_in(part, format!("faults.{field} {number} is not a probability (0 to 1)"));
+            Probability::NEVER
+        })
+    };
+    let (loss, duplicate) = (probability("loss", wire.loss), probability("duplicate", wire.duplicate));
+    let (reorder, corrupt) = (probability("reorder", wire.reorder), probability("corrupt", wire.corrupt));
+    let delay = wire.delay.as_deref().map_or(Some(Duration::ZERO), parse_duration);
+    let delay = delay.filter(|delay| *delay <= LONGEST_DELAY).unwrap_or_else(|| {
+        let text = wire.delay.as_deref().unwrap_or_default();
+        findings.error_in(part, format!("faults.delay {text:?} is not a duration from 0 to 10s"));
+        Duration::ZERO
+    });
+    Faults { loss, duplicate, reorder, corrupt, delay, seed: wire.seed }
 }
 
 fn interface_name(part: &str, field: &str, name: &str, findings: &mut Findings) {

@@ -6,8 +6,9 @@ use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
+use serde_json::Value;
 
-use super::{Backend, Foreign, MasqueradePorts, Role, RouteKind};
+use super::{Backend, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
 #[derive(Deserialize)]
@@ -105,8 +106,34 @@ pub(super) struct WirePort {
     pub(super) addresses: Vec<String>,
     #[serde(default)]
     pub(super) proxy_arp: bool,
+    pub(super) rp_filter: Option<ReversePath>,
+    pub(super) ignore_routes_with_linkdown: Option<bool>,
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
+    pub(super) tunnel: Option<WireTunnel>,
+    pub(super) faults: Option<WireFaults>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireTunnel {
+    pub(super) local: Option<String>,
+    /// A number or the word `inherit`.
+    pub(super) ttl: Option<Value>,
+    pub(super) path_mtu_discovery: Option<bool>,
+    pub(super) peers: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireFaults {
+    pub(super) loss: Option<f64>,
+    pub(super) duplicate: Option<f64>,
+    pub(super) reorder: Option<f64>,
+    pub(super) corrupt: Option<f64>,
+    pub(super) delay: Option<String>,
+    #[serde(default)]
+    pub(super) seed: u64,
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,6 @@
 //! Both twins, and packets through them: the same to each, and all that comes out, by tag.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -86,7 +86,8 @@ impl Twins {
         let wires =
             [Wire::of_kernel(site, scenario.family, outside, kernel)?, Wire::of_pollux(site, outside)?];
         let kernel = Kernel::start(kernel, scenario)?;
-        let forwarder = Forwarder::start(pollux, scenario, site, pool, &format!("{prefix}pollux"))?;
+        let forwarder =
+            Forwarder::start(pollux, scenario, site, &timeouts(), pool, &format!("{prefix}pollux"))?;
         let slices = scenario.cluster.slices.values();
         let v4 = site.idle_pods[0].is_ipv4();
         Ok(Twins {
@@ -227,6 +228,14 @@ impl Twins {
             tag: Tag { shot: self.marks, packet: 0 },
         }
     }
+}
+
+/// Timeouts that outlast a comparison, as in the kernel's node.
+fn timeouts() -> BTreeMap<String, u32> {
+    ["udp_timeout", "icmp_timeout", "icmpv6_timeout", "sctp_timeout_closed", "sctp_timeout_cookie_wait"]
+        .into_iter()
+        .map(|name| (format!("nf_conntrack_{name}"), 120))
+        .collect()
 }
 
 const OUTSIDE_V6: [u16; 8] = [0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 9];

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use pollux_dataplane::flow::{FlowInfo, FlowKey};
+use pollux_dataplane::flow::{FlowInfo, FlowKey, State};
 use pollux_dataplane::forward::ErrorRate;
 use pollux_dataplane::packet::{V4, V6};
 use pollux_dataplane::pool::Pool;
@@ -21,6 +21,7 @@ use crate::config::node::{
     Backend, Foreign, MasqueradePorts, NodeConfig, PortConfig, ProxyArp, Role, Source,
 };
 use crate::kernel::netns::Netns;
+use crate::lab::sequences::Entry;
 
 /// Connections that the flow table holds: more than a comparison makes.
 const CONNECTIONS: u32 = 1 << 16;
@@ -29,20 +30,21 @@ const CONNECTIONS: u32 = 1 << 16;
 const SLICE: usize = 1024;
 
 /// Pollux's node, forwarding by a scenario's objects.
-pub(super) struct Forwarder {
+pub(in crate::lab) struct Forwarder {
     agent: Running,
     family: Family,
 }
 
 impl Forwarder {
-    /// Starts the agent.
+    /// Starts the agent, with settings of connection tracking by the last name of their sysctl.
     ///
     /// # Errors
     /// What the machine lacks.
-    pub(super) fn start(
+    pub(in crate::lab) fn start(
         netns: &Netns,
         scenario: &Scenario,
         site: &Site,
+        sysctls: &BTreeMap<String, u32>,
         pool: &'static Pool,
         name: &str,
     ) -> Result<Forwarder, Failure> {
@@ -52,12 +54,7 @@ impl Forwarder {
             });
         let node = NodeConfig {
             connections: Some(CONNECTIONS),
-            sysctl: BTreeMap::from([
-                ("nf_conntrack_udp_timeout".to_owned(), 120),
-                ("nf_conntrack_icmp_timeout".to_owned(), 120),
-                ("nf_conntrack_icmpv6_timeout".to_owned(), 120),
-                ("nf_conntrack_sctp_timeout_cookie_wait".to_owned(), 120),
-            ]),
+            sysctl: sysctls.clone(),
             ports: ports.chain([port(HOST_PORT, Role::Host)]).collect(),
             routes: Source::Kernel,
             neighbours: Source::Kernel,
@@ -89,8 +86,17 @@ impl Forwarder {
     ///
     /// # Errors
     /// When the worker has stopped.
-    pub(super) fn connections(&self) -> Result<BTreeMap<Tuple, Tuple>, Stopped> {
-        let mut connections = BTreeMap::new();
+    pub(in crate::lab) fn connections(&self) -> Result<BTreeMap<Tuple, Tuple>, Stopped> {
+        let entries = self.entries()?;
+        Ok(entries.into_iter().map(|entry| (entry.original, entry.reply)).collect())
+    }
+
+    /// The connections, with all that sequences compare of them.
+    ///
+    /// # Errors
+    /// When the worker has stopped.
+    pub(in crate::lab) fn entries(&self) -> Result<Vec<Entry>, Stopped> {
+        let mut entries = Vec::new();
         let mut cursor = Some(0);
         while let Some(from) = cursor {
             cursor = match self.family {
@@ -99,7 +105,7 @@ impl Forwarder {
                         let now = worker.now().into();
                         worker.forwarder().flows_v4().list(from, SLICE, now)
                     })?;
-                    connections.extend(listed.iter().map(tuples::<V4>));
+                    entries.extend(listed.iter().map(entry::<V4>));
                     next
                 }
                 Family::IPv6 => {
@@ -107,16 +113,24 @@ impl Forwarder {
                         let now = worker.now().into();
                         worker.forwarder().flows_v6().list(from, SLICE, now)
                     })?;
-                    connections.extend(listed.iter().map(tuples::<V6>));
+                    entries.extend(listed.iter().map(entry::<V6>));
                     next
                 }
             };
         }
-        Ok(connections)
+        Ok(entries)
+    }
+
+    /// Returns when everything that the worker has taken in is out.
+    ///
+    /// # Errors
+    /// When the worker has stopped.
+    pub(in crate::lab) fn settle(&self) -> Result<(), Stopped> {
+        self.agent.worker().ask(|_| ())
     }
 
     /// Drop counters that are not 0, for people who look for the cause of a difference.
-    pub(super) fn drops(&self) -> Vec<String> {
+    pub(in crate::lab) fn drops(&self) -> Vec<String> {
         let stats = self.agent.worker().ask(|worker| worker.stats());
         let drops = stats.map(|stats| stats.dropped.iter().collect::<Vec<_>>()).unwrap_or_default();
         drops.into_iter().map(|(reason, count)| format!("{} {count}", reason.name())).collect()
@@ -125,7 +139,7 @@ impl Forwarder {
 
 /// Whether masqueraded connections keep their source port where they can: the rules do not ask for random
 /// ones.
-pub(super) fn keeps_ports(rules: &str) -> bool {
+pub(in crate::lab) fn keeps_ports(rules: &str) -> bool {
     let mut masquerading = rules.lines().filter(|line| line.contains("-j MASQUERADE")).peekable();
     masquerading.peek().is_some() && !masquerading.any(|line| line.contains("--random"))
 }
@@ -140,8 +154,13 @@ fn port(interface: &str, role: Role) -> PortConfig {
         mtu: None,
         addresses: Vec::new(),
         proxy_arp: ProxyArp::Off,
+        // As the kernel of the other twin.
+        reverse_path: None,
+        linkdown: None,
         foreign: Foreign::Drop,
         index: None,
+        faults: None,
+        tunnel: None,
     }
 }
 
@@ -154,4 +173,11 @@ fn tuples<A: pollux_dataplane::packet::Family>(flow: &FlowInfo<A>) -> (Tuple, Tu
         destination_port: key.destination_port,
     };
     (tuple(&flow.original), tuple(&flow.reply))
+}
+
+fn entry<A: pollux_dataplane::packet::Family>(flow: &FlowInfo<A>) -> Entry {
+    let (original, reply) = tuples(flow);
+    let state = matches!(flow.state, State::Tcp(_) | State::Sctp(_)).then(|| flow.state.name());
+    let FlowInfo { seen_reply, assured, remaining, .. } = *flow;
+    Entry { original, reply, state, seen_reply, assured, remaining: remaining.as_secs_f64() }
 }

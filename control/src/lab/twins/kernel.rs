@@ -23,7 +23,7 @@ const QUIET: &str = "*raw\n-I OUTPUT -p tcp -m tcp --tcp-flags RST RST -j DROP\n
 
 /// Settings of both families: no limit on ICMP errors, no answers to echo requests, timeouts that outlast a
 /// comparison. Those that the kernel does not have are passed over.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 13] = [
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/icmp_ratemask", "0"),
     ("net/ipv4/icmp_echo_ignore_all", "1"),
@@ -35,16 +35,17 @@ const SETTINGS: [(&str, &str); 12] = [
     ("net/netfilter/nf_conntrack_udp_timeout", "120"),
     ("net/netfilter/nf_conntrack_icmp_timeout", "120"),
     ("net/netfilter/nf_conntrack_icmpv6_timeout", "120"),
+    ("net/netfilter/nf_conntrack_sctp_timeout_closed", "120"),
     ("net/netfilter/nf_conntrack_sctp_timeout_cookie_wait", "120"),
 ];
 
 /// The kernel's node, forwarding under a scenario's rules.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(in crate::lab) struct Kernel {
     netns: Netns,
     family: Family,
     /// What loaded the rules.
-    pub(super) loader: &'static str,
+    pub(in crate::lab) loader: &'static str,
 }
 
 impl Kernel {
@@ -52,7 +53,7 @@ impl Kernel {
     ///
     /// # Errors
     /// What the kernel, iptables or the machine refuses.
-    pub(super) fn start(netns: &Netns, scenario: &Scenario) -> Result<Kernel, Failure> {
+    pub(in crate::lab) fn start(netns: &Netns, scenario: &Scenario) -> Result<Kernel, Failure> {
         // Asked for first: a comparison without it would end half done.
         find_conntrack().map_err(Failure::environment)?;
         prepare(netns, &nfacct::names(&scenario.rules)).map_err(Failure::environment)?;
@@ -73,7 +74,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When `conntrack` fails.
-    pub(super) fn connections(&self) -> Result<BTreeMap<Tuple, Tuple>, Error> {
+    pub(in crate::lab) fn connections(&self) -> Result<BTreeMap<Tuple, Tuple>, Error> {
         let family = match self.family {
             Family::IPv4 => "ipv4",
             Family::IPv6 => "ipv6",

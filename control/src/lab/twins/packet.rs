@@ -18,27 +18,27 @@ const TAG: usize = 12;
 
 /// Which packet of the comparison this is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub(super) struct Tag {
+pub(in crate::lab) struct Tag {
     /// Number of the connection.
-    pub(super) shot: u32,
+    pub(in crate::lab) shot: u32,
     /// Number of the packet in it.
-    pub(super) packet: u8,
+    pub(in crate::lab) packet: u8,
 }
 
 /// A tuple, as the flow table has it: for echo messages the source port is the identifier and the
 /// destination port type and code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub(super) struct Tuple {
-    pub(super) protocol: Protocol,
-    pub(super) source: IpAddr,
-    pub(super) source_port: u16,
-    pub(super) destination: IpAddr,
-    pub(super) destination_port: u16,
+pub(in crate::lab) struct Tuple {
+    pub(in crate::lab) protocol: Protocol,
+    pub(in crate::lab) source: IpAddr,
+    pub(in crate::lab) source_port: u16,
+    pub(in crate::lab) destination: IpAddr,
+    pub(in crate::lab) destination_port: u16,
 }
 
 /// What a packet is besides its tuple.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Content {
+pub(in crate::lab) enum Content {
     /// A TCP segment with these flags (as in the header), sequence and acknowledgement numbers.
     Tcp { flags: u8, sequence: u32, acknowledgement: u32 },
     /// A UDP datagram.
@@ -55,39 +55,39 @@ pub(super) enum Content {
 
 /// Whether the transport checksum is to be right.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Checksum {
+pub(in crate::lab) enum Checksum {
     Right,
     Wrong,
 }
 
 /// A packet to be made.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Datagram {
-    pub(super) source: IpAddr,
-    pub(super) source_port: u16,
-    pub(super) destination: IpAddr,
-    pub(super) destination_port: u16,
-    pub(super) content: Content,
-    pub(super) checksum: Checksum,
-    pub(super) ttl: u8,
-    pub(super) tag: Tag,
+pub(in crate::lab) struct Datagram {
+    pub(in crate::lab) source: IpAddr,
+    pub(in crate::lab) source_port: u16,
+    pub(in crate::lab) destination: IpAddr,
+    pub(in crate::lab) destination_port: u16,
+    pub(in crate::lab) content: Content,
+    pub(in crate::lab) checksum: Checksum,
+    pub(in crate::lab) ttl: u8,
+    pub(in crate::lab) tag: Tag,
 }
 
 /// SCTP chunks.
-pub(super) const INIT: u8 = 1;
-pub(super) const INIT_ACK: u8 = 2;
-pub(super) const COOKIE_ECHO: u8 = 10;
+pub(in crate::lab) const INIT: u8 = 1;
+pub(in crate::lab) const INIT_ACK: u8 = 2;
+pub(in crate::lab) const COOKIE_ECHO: u8 = 10;
 
 /// TCP flags.
-pub(super) const FIN: u8 = 1;
-pub(super) const SYN: u8 = 2;
-pub(super) const RST: u8 = 4;
-pub(super) const PSH: u8 = 8;
-pub(super) const ACK: u8 = 16;
+pub(in crate::lab) const FIN: u8 = 1;
+pub(in crate::lab) const SYN: u8 = 2;
+pub(in crate::lab) const RST: u8 = 4;
+pub(in crate::lab) const PSH: u8 = 8;
+pub(in crate::lab) const ACK: u8 = 16;
 
 impl Datagram {
     /// The packet, from its IP header on.
-    pub(super) fn to_bytes(self) -> Vec<u8> {
+    pub(in crate::lab) fn to_bytes(self) -> Vec<u8> {
         let ip = match (self.source, self.destination) {
             (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), self.ttl),
             (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), self.ttl),
@@ -143,7 +143,7 @@ impl Datagram {
     }
 
     /// Its tuple.
-    pub(super) fn tuple(&self) -> Tuple {
+    pub(in crate::lab) fn tuple(&self) -> Tuple {
         let echo = |kind: u16| (Protocol::ICMP, kind << 8);
         let (protocol, destination_port) = match (self.content, self.source) {
             (Content::Tcp { .. }, _) => (Protocol::TCP, self.destination_port),
@@ -210,32 +210,32 @@ fn sctp(from: u16, to: u16, chunk: u8, verification: u32, initiate: u32, tag: &[
 
 /// A packet that came out somewhere.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Seen {
-    pub(super) tag: Tag,
-    pub(super) tuple: Tuple,
-    pub(super) ttl: u8,
+pub(in crate::lab) struct Seen {
+    pub(in crate::lab) tag: Tag,
+    pub(in crate::lab) tuple: Tuple,
+    pub(in crate::lab) ttl: u8,
     /// Whether all its checksums are right.
-    pub(super) sound: bool,
+    pub(in crate::lab) sound: bool,
     /// What neither NAT nor forwarding may change, for packets that are no errors.
-    pub(super) rest: Vec<u8>,
+    pub(in crate::lab) rest: Vec<u8>,
     /// For an ICMP error: what it says.
-    pub(super) error: Option<IcmpError>,
+    pub(in crate::lab) error: Option<IcmpError>,
 }
 
 /// An ICMP error.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub(super) struct IcmpError {
-    pub(super) kind: u8,
-    pub(super) code: u8,
+pub(in crate::lab) struct IcmpError {
+    pub(in crate::lab) kind: u8,
+    pub(in crate::lab) code: u8,
     /// The second word: the MTU of "packet too big".
-    pub(super) word: u32,
+    pub(in crate::lab) word: u32,
     /// The tuple of the packet that it quotes.
-    pub(super) quoted: Tuple,
+    pub(in crate::lab) quoted: Tuple,
 }
 
 impl Seen {
     /// Reads an IP packet; nothing for what has no tag or is none of ours.
-    pub(super) fn read(bytes: &[u8]) -> Option<Seen> {
+    pub(in crate::lab) fn read(bytes: &[u8]) -> Option<Seen> {
         let tag = Tag::find(bytes)?;
         let outer = Outer::read(bytes)?;
         let transport = outer.transport;
@@ -258,7 +258,7 @@ impl Seen {
     }
 
     /// The part of a packet that forwarding must leave alone.
-    pub(super) fn rest_of(bytes: &[u8]) -> Vec<u8> {
+    pub(in crate::lab) fn rest_of(bytes: &[u8]) -> Vec<u8> {
         Outer::read(bytes).and_then(|outer| Some(outer.rest(outer.tuple()?.protocol))).unwrap_or_default()
     }
 }
@@ -377,7 +377,7 @@ fn checksum_is_right(packet: &Outer<'_>, protocol: Protocol) -> bool {
 }
 
 /// The Internet checksum's sum (RFC 1071), begun with `start`.
-pub(super) fn sum(start: u16, bytes: &[u8]) -> u16 {
+pub(in crate::lab) fn sum(start: u16, bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut total = u32::from(start) + words.sum::<u32>();
     while total > 0xffff {

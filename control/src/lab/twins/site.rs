@@ -24,28 +24,28 @@ use crate::kernel::netns::Netns;
 const POD_PORTS: usize = 6;
 
 /// Pollux's host port.
-pub(super) const HOST_PORT: &str = "host0";
+pub(in crate::lab) const HOST_PORT: &str = "host0";
 
 /// The node.
 #[derive(Clone, Debug)]
-pub(super) struct Site {
+pub(in crate::lab) struct Site {
     /// Interface names: the uplink, then the pods' ports.
-    pub(super) ports: Vec<String>,
+    pub(in crate::lab) ports: Vec<String>,
     /// The node's addresses of both families, without loopback.
-    pub(super) locals: Vec<IpAddr>,
+    pub(in crate::lab) locals: Vec<IpAddr>,
     /// Pods, each with the number of its port.
-    pub(super) pods: BTreeMap<IpAddr, usize>,
+    pub(in crate::lab) pods: BTreeMap<IpAddr, usize>,
     /// Pods of the family that are no endpoints of anything.
-    pub(super) idle_pods: [IpAddr; 2],
+    pub(in crate::lab) idle_pods: [IpAddr; 2],
     /// An address of the node's own pod prefix that no pod has.
-    pub(super) empty_address: Option<IpAddr>,
+    pub(in crate::lab) empty_address: Option<IpAddr>,
     gateways: Vec<IpAddr>,
     blackholes: Vec<IpPrefix>,
 }
 
 impl Site {
     /// The node of a scenario.
-    pub(super) fn of(scenario: &Scenario) -> Site {
+    pub(in crate::lab) fn of(scenario: &Scenario) -> Site {
         let locals = scenario.local_addresses.clone();
         let slices = scenario.cluster.slices.values();
         let endpoints: BTreeMap<IpAddr, bool> = slices
@@ -97,22 +97,22 @@ impl Site {
     }
 
     /// The port that `address` is behind.
-    pub(super) fn port_of(&self, address: IpAddr) -> usize {
+    pub(in crate::lab) fn port_of(&self, address: IpAddr) -> usize {
         self.pods.get(&address).copied().unwrap_or(0)
     }
 
     /// Whether the node has this address, loopback included.
-    pub(super) fn is_local(&self, address: IpAddr) -> bool {
+    pub(in crate::lab) fn is_local(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.locals.contains(&address)
     }
 
     /// Link address of the node's end of a port, the same on both twins.
-    pub(super) fn link(port: usize) -> LinkAddr {
+    pub(in crate::lab) fn link(port: usize) -> LinkAddr {
         LinkAddr([0x02, 0, 0, 0, 1, port as u8])
     }
 
     /// Link address of everybody behind a port.
-    pub(super) fn far_link(port: usize) -> LinkAddr {
+    pub(in crate::lab) fn far_link(port: usize) -> LinkAddr {
         LinkAddr([0x02, 0, 0, 0, 2, port as u8])
     }
 
@@ -120,7 +120,11 @@ impl Site {
     ///
     /// # Errors
     /// What the kernel or `ip` refuses.
-    pub(super) fn build(&self, settings: &[(String, String)], prefix: &str) -> Result<Namespaces, Error> {
+    pub(in crate::lab) fn build(
+        &self,
+        settings: &[(String, String)],
+        prefix: &str,
+    ) -> Result<Namespaces, Error> {
         let made = Namespaces {
             outside: Netns::add(&format!("{prefix}outside"))?,
             kernel: Netns::add(&format!("{prefix}kernel"))?,
@@ -206,13 +210,13 @@ impl Site {
 
 /// The three namespaces of a comparison. They end with it.
 #[derive(Debug)]
-pub(super) struct Namespaces {
+pub(in crate::lab) struct Namespaces {
     /// Everybody else.
-    pub(super) outside: Netns,
+    pub(in crate::lab) outside: Netns,
     /// The node whose kernel forwards.
-    pub(super) kernel: Netns,
+    pub(in crate::lab) kernel: Netns,
     /// The node in which Pollux forwards.
-    pub(super) pollux: Netns,
+    pub(in crate::lab) pollux: Netns,
 }
 
 impl Drop for Namespaces {
@@ -224,7 +228,7 @@ impl Drop for Namespaces {
     }
 }
 
-pub(super) fn set(netns: &Netns, settings: &[(&str, &str)]) -> Result<(), Error> {
+pub(in crate::lab) fn set(netns: &Netns, settings: &[(&str, &str)]) -> Result<(), Error> {
     settings.iter().try_for_each(|(path, value)| netns.set_sysctl(path, value))
 }
 
@@ -244,7 +248,7 @@ fn port_names(detect: &DetectLocal) -> (Vec<String>, bool) {
 }
 
 /// `address` with another last byte.
-pub(super) fn with_last(address: IpAddr, last: u8) -> IpAddr {
+pub(in crate::lab) fn with_last(address: IpAddr, last: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
             let [a, b, c, _] = address.octets();

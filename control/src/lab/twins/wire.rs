@@ -31,22 +31,29 @@ const ETHERNET: usize = 14;
 
 /// Where a packet enters or leaves a node.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub(super) enum Place {
+pub(in crate::lab) enum Place {
     /// A port, by number: 0 is the uplink.
     Port(usize),
     /// The node itself.
     Host,
 }
 
+/// Whether a frame was from and to the link addresses that belong to its cable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::lab) enum Addressed {
+    Rightly,
+    Wrongly,
+}
+
 /// A packet of ours that came out.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Sighting {
-    pub(super) place: Place,
-    pub(super) seen: Seen,
+pub(in crate::lab) struct Sighting {
+    pub(in crate::lab) place: Place,
+    pub(in crate::lab) seen: Seen,
 }
 
 /// One twin's ends.
-pub(super) struct Wire {
+pub(in crate::lab) struct Wire {
     ends: Vec<End>,
     host: Host,
     buffer: Vec<u8>,
@@ -104,7 +111,12 @@ impl Wire {
     ///
     /// # Errors
     /// When a socket cannot be opened.
-    pub(super) fn of_kernel(site: &Site, family: Family, outside: &Netns, node: &Netns) -> io::Result<Wire> {
+    pub(in crate::lab) fn of_kernel(
+        site: &Site,
+        family: Family,
+        outside: &Netns,
+        node: &Netns,
+    ) -> io::Result<Wire> {
         Ok(Wire {
             ends: ends(site, outside, "k")?,
             host: Host::Stack(Stack::open(family, node)?),
@@ -116,7 +128,7 @@ impl Wire {
     ///
     /// # Errors
     /// When a socket cannot be opened.
-    pub(super) fn of_pollux(site: &Site, outside: &Netns) -> io::Result<Wire> {
+    pub(in crate::lab) fn of_pollux(site: &Site, outside: &Netns) -> io::Result<Wire> {
         let host = End::open(outside, "h0", LinkAddr([2, 0, 0, 0, 3, 0]), LinkAddr([2, 0, 0, 0, 4, 0]))?;
         Ok(Wire { ends: ends(site, outside, "p")?, host: Host::Port(host), buffer: vec![0; 1 << 16] })
     }
@@ -125,7 +137,7 @@ impl Wire {
     ///
     /// # Errors
     /// When the socket fails.
-    pub(super) fn send(
+    pub(in crate::lab) fn send(
         &mut self,
         place: Place,
         source: IpAddr,
@@ -143,7 +155,7 @@ impl Wire {
     ///
     /// # Errors
     /// When a socket cannot be opened.
-    pub(super) fn absorb(&mut self, ports: impl Iterator<Item = u16>) -> io::Result<()> {
+    pub(in crate::lab) fn absorb(&mut self, ports: impl Iterator<Item = u16>) -> io::Result<()> {
         match &mut self.host {
             Host::Port(_) => Ok(()),
             Host::Stack(stack) => stack.absorb(ports),
@@ -154,7 +166,23 @@ impl Wire {
     ///
     /// # Errors
     /// When a socket fails.
-    pub(super) fn receive(&mut self, seen: &mut Vec<Sighting>) -> io::Result<()> {
+    pub(in crate::lab) fn receive(&mut self, seen: &mut Vec<Sighting>) -> io::Result<()> {
+        self.receive_packets(&mut |place, packet, addressed| {
+            if let Some(mut packet) = Seen::read(packet) {
+                packet.sound &= addressed == Addressed::Rightly;
+                seen.push(Sighting { place, seen: packet });
+            }
+        })
+    }
+
+    /// What has come out, packet by packet, in the order of each end. Answers who asks for link addresses.
+    ///
+    /// # Errors
+    /// When a socket fails.
+    pub(in crate::lab) fn receive_packets(
+        &mut self,
+        each: &mut dyn FnMut(Place, &[u8], Addressed),
+    ) -> io::Result<()> {
         let ends = self.ends.iter().enumerate().map(|(number, end)| (Place::Port(number), end));
         let host = match &self.host {
             Host::Port(end) => Some((Place::Host, end)),
@@ -171,23 +199,22 @@ impl Wire {
                 let frame = &self.buffer[..length];
                 if let Some(answer) = link_answer(frame, end.far) {
                     send(end.socket.as_raw_fd(), &answer, MsgFlags::empty())?;
-                } else if let Some(mut packet) = frame.get(ETHERNET..).and_then(Seen::read) {
+                } else if let Some(packet) = frame.get(ETHERNET..) {
                     // To somebody else's link address nobody would have received it. The host port's frames
                     // are the agent's own affair.
-                    packet.sound &=
-                        place == Place::Host || frame[..12] == [end.far.0, end.near.0].concat()[..];
-                    seen.push(Sighting { place, seen: packet });
+                    let rightly = place == Place::Host || frame[..12] == [end.far.0, end.near.0].concat()[..];
+                    each(place, packet, if rightly { Addressed::Rightly } else { Addressed::Wrongly });
                 }
             }
         }
         match &mut self.host {
             Host::Port(_) => Ok(()),
-            Host::Stack(stack) => stack.receive(&mut self.buffer, seen),
+            Host::Stack(stack) => stack.receive(&mut self.buffer, each),
         }
     }
 
     /// The sockets, to wait for.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(in crate::lab) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let ends = self.ends.iter().map(|end| end.socket.as_fd());
         let host: Vec<BorrowedFd<'_>> = match &self.host {
             Host::Port(end) => vec![end.socket.as_fd()],
@@ -282,7 +309,11 @@ impl Stack {
         Ok(())
     }
 
-    fn receive(&mut self, buffer: &mut [u8], seen: &mut Vec<Sighting>) -> io::Result<()> {
+    fn receive(
+        &mut self,
+        buffer: &mut [u8],
+        each: &mut dyn FnMut(Place, &[u8], Addressed),
+    ) -> io::Result<()> {
         for (protocol, socket) in &self.receivers {
             loop {
                 let packet = match self.family {
@@ -290,11 +321,7 @@ impl Stack {
                     Family::IPv6 => receive_v6(socket, *protocol, buffer),
                 };
                 match packet {
-                    Ok(packet) => {
-                        if let Some(packet) = Seen::read(&packet) {
-                            seen.push(Sighting { place: Place::Host, seen: packet });
-                        }
-                    }
+                    Ok(packet) => each(Place::Host, &packet, Addressed::Rightly),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),

@@ -3,7 +3,7 @@
 use super::sctp::{chunk, init, packet as sctp};
 use super::*;
 use crate::flow::segment::{Memory, Seen, is_unacknowledged};
-use crate::flow::state::{Effect, Status, begin, step};
+use crate::flow::state::{Effect, Status, begin, first_timeout, step};
 use crate::packet::family::{V4, V6};
 use proptest::prelude::*;
 
@@ -178,7 +178,8 @@ impl<A: Family> World<A> {
             assert_eq!(got, Err(InsertError::ReplyTaken));
         } else {
             let (status, memory) = begin(state, &first, None);
-            let timeout = Some(status.first_timeout());
+            let settings = (self.table.sysctls(), self.table.timeouts());
+            let timeout = Some(first_timeout(status, &memory, settings));
             let (begun, used) = (self.now, self.now);
             self.model.push(Model { new, entry: got.unwrap(), status, memory, begun, used, timeout });
         }
@@ -213,7 +214,7 @@ impl<A: Family> World<A> {
             connection.used = self.now;
             if let Event::Tcp(segment) = event {
                 let word = &mut connection.memory.words[direction as usize];
-                *word = Seen::of(*word).with(segment.acknowledgement, segment.end).word();
+                *word = Seen::of(*word).with(Seen::of(segment.numbers())).word();
             }
             return;
         }

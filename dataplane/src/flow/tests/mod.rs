@@ -2,6 +2,7 @@
 //! threads in [`threads`].
 
 mod laws;
+mod numbers;
 mod people;
 mod rules;
 mod sctp;

@@ -124,26 +124,26 @@ fn rt_05_a_route_change_moves_established_flows_both_ways() {
 }
 
 #[test]
-fn the_generation_of_routing_never_becomes_the_one_that_stands_for_never() {
+fn rt_05_a_stamp_never_becomes_the_one_that_stands_for_never() {
     let mut node = seed().choosing(ON_CALI_8);
-    node.forwarder.v4.generation = u32::MAX;
+    node.forwarder.v4.stamps.set_all(u32::MAX);
     node.from(CALI_7).syn(POD, MYAPP);
     node.set(cluster());
-    assert_eq!(node.forwarder.v4.generation, 1);
+    assert_eq!(node.forwarder.v4.stamps.of::<V4>("10.151.51.8".parse().unwrap()), 1);
     assert_eq!(node.from(CALI_8).syn_ack("10.151.51.8:80", POD).len(), 1);
 }
 
 #[test]
 fn a_service_change_alone_keeps_the_routing_of_established_flows() {
     let mut node = seed();
-    let generation = node.forwarder.v4.generation;
+    let stamps = node.forwarder.v4.stamps.clone();
     let old = Arc::clone(node.forwarder.tables());
     let mut tables = cluster().tables();
     tables.ports = Arc::clone(&old.ports);
     tables.v4.as_mut().unwrap().routing = Arc::clone(&old.v4.as_ref().unwrap().routing);
     let back = node.forwarder.set_tables(Arc::new(tables));
     assert!(Arc::ptr_eq(&back, &old), "the old ones come back, to be freed elsewhere");
-    assert_eq!(node.forwarder.v4.generation, generation);
+    assert_eq!(node.forwarder.v4.stamps, stamps);
 }
 
 #[test]

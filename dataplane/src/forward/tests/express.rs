@@ -210,10 +210,10 @@ proptest! {
         short.events.clear();
         full.events.clear();
         for step in &steps {
-            if let Some(kind) = step.tables {
+            if let Some(kind) = &step.tables {
                 for node in [&mut short, &mut full] {
                     let mut changed = cluster();
-                    changed.routes.push(route("10.151.51.8/32", kind));
+                    changed.routes.push(route("10.151.51.8/32", kind.clone()));
                     node.set(changed);
                 }
             }

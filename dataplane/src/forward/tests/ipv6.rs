@@ -1,6 +1,8 @@
 //! IPv6 the whole way: Services, neighbour discovery, errors, and what stays on its link. A node with an uplink
 //! and two pods wired as Calico does it; expected frames are etherparse's.
 
+mod fragments;
+
 use std::net::{Ipv6Addr, SocketAddrV6};
 
 use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
@@ -71,7 +73,7 @@ fn tables6() -> Tables {
         v4: None,
         v6: Some(FamilyTables {
             services: services6(),
-            routing: Arc::new(Routing { fib: Fib::build(routes), interfaces }),
+            routing: Arc::new(Routing { fib: Fib::build(routes), interfaces: Arc::new(interfaces) }),
             ..FamilyTables::default()
         }),
         masquerade: Masquerade { ports: MasqueradePorts::Keep, ..Masquerade::default() },
@@ -531,7 +533,8 @@ fn rt_02_every_refusal_has_its_icmpv6_error() {
 fn tables_without_default() -> Tables {
     let mut tables = tables6();
     let v6 = tables.v6.as_mut().unwrap();
-    let routes = v6.routing.fib.routes().iter().filter(|route| route.prefix.len() > 0).copied().collect();
+    let all = v6.routing.fib.routes().into_iter();
+    let routes = all.filter(|route| route.prefix.len() > 0).cloned().collect();
     v6.routing = Arc::new(Routing { fib: Fib::build(routes), interfaces: v6.routing.interfaces.clone() });
     tables
 }

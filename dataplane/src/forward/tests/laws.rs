@@ -61,6 +61,7 @@ struct Step {
     cut: Option<prop::sample::Index>,
     gso: Option<u16>,
     partial: bool,
+    fragment: Option<(u16, u8)>,
     tick: u64,
     tables: Option<Choice>,
 }
@@ -129,7 +130,8 @@ impl Choice {
             RouteKind::Prohibit,
             RouteKind::Broadcast,
             RouteKind::Multicast,
-        ][self.kind];
+        ][self.kind]
+            .clone();
         cluster.routes.push(route("10.151.49.8/32", kind));
         cluster.ports.truncate(self.ports);
         let off = self.off;
@@ -153,16 +155,22 @@ fn steps() -> impl Strategy<Value = Step> {
         prop_oneof![3 => Just(Vec::new()), 1 => vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)],
         any::<bool>(),
         prop::option::weighted(0.05, any::<prop::sample::Index>()),
-        (prop::option::weighted(0.05, any::<u16>()), prop::bool::weighted(0.1)),
+        (
+            prop::option::weighted(0.05, any::<u16>()),
+            prop::bool::weighted(0.1),
+            prop::option::weighted(0.3, (prop_oneof![0..12u16, 0x2000..0x200cu16, any::<u16>()], 0..3u8)),
+        ),
         prop_oneof![4 => Just(0u64), 1 => 0..1_500u64, 1 => Just(40_000u64)],
         prop::option::weighted(0.1, choices()),
     )
-        .prop_map(|(port, frame, to_group, mutations, fix, cut, (gso, partial), tick, tables)| {
-            let (((from, from_port), (to, to_port)), kind, ttl, dont_fragment, payload) = frame;
-            let frame = Frame { kind, ttl, dont_fragment, payload: vec![7; payload], ..Frame::default() }
-                .between(&format!("{from}:{from_port}"), &format!("{to}:{to_port}"));
-            Step { port, frame, to_group, mutations, fix, cut, gso, partial, tick, tables }
-        })
+        .prop_map(
+            |(port, frame, to_group, mutations, fix, cut, (gso, partial, fragment), tick, tables)| {
+                let (((from, from_port), (to, to_port)), kind, ttl, dont_fragment, payload) = frame;
+                let frame = Frame { kind, ttl, dont_fragment, payload: vec![7; payload], ..Frame::default() }
+                    .between(&format!("{from}:{from_port}"), &format!("{to}:{to_port}"));
+                Step { port, frame, to_group, mutations, fix, cut, gso, partial, fragment, tick, tables }
+            },
+        )
 }
 
 impl Step {
@@ -172,6 +180,11 @@ impl Step {
         let to = if self.to_group { LinkAddr::BROADCAST } else { link };
         let frame = Frame { link_source: SLAVE2, link_destination: to, ..self.frame.clone() };
         let mut bytes = frame.bytes();
+        if let Some((word, id)) = self.fragment {
+            bytes[19] = id;
+            bytes[20..22].copy_from_slice(&word.to_be_bytes());
+            fix_v4_checksum(&mut bytes);
+        }
         for (at, value) in &self.mutations {
             let at = at.index(bytes.len().min(60));
             bytes[at] = *value;
@@ -212,7 +225,8 @@ proptest! {
                 node.tick(Duration::from_millis(step.tick));
             }
         }
-        // Everybody who waits gives up in the end.
+        // Everybody who waits gives up in the end; what was held for its first fragment may wait for a neighbour.
+        node.tick(Duration::from_secs(31));
         for _ in 0..8 {
             node.tick(Duration::from_millis(1_001));
         }

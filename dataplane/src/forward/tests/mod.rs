@@ -5,12 +5,17 @@
 mod affinity;
 mod changes;
 mod express;
+mod fragments;
 mod hygiene;
 mod ipv6;
 mod laws;
+mod malformed;
 mod neighbours;
 mod related;
+mod reverse;
+mod routing;
 mod source_ports;
+mod tunnel;
 mod walks;
 mod wire;
 mod worker;
@@ -32,8 +37,8 @@ use crate::service::{
 };
 use crate::stats::{Reason, Stats};
 use crate::tables::{
-    Detected, FamilyTables, Foreign, Masquerade, MasqueradePorts, PortInfo, Ports, ProxyArp, Role, Routing,
-    Sharing, Tables,
+    Detected, FamilyTables, Foreign, Masquerade, MasqueradePorts, Peers, PortInfo, Ports, ProxyArp,
+    ReversePath, Role, Routing, Sharing, Tables, Tunnel, TunnelDf, TunnelTtl,
 };
 use crate::time::Instant;
 use wire::{Frame, Kind};
@@ -44,6 +49,8 @@ const HOST: PortId = PortId(7);
 const NODE_LINK: LinkAddr = LinkAddr([0xfa, 0x16, 0x3e, 0x92, 0x11, 0xca]);
 const SLAVE2: LinkAddr = LinkAddr([0xfa, 0x16, 0x3e, 0xa9, 0x16, 0x9f]);
 const GATEWAY: LinkAddr = LinkAddr([0xfa, 0x16, 0x3e, 0xd2, 0x26, 0x34]);
+/// The node behind the tunnel.
+const FAR_NODE: LinkAddr = LinkAddr([0xfa, 0x16, 0x3e, 0, 2, 0x77]);
 const CALI_LINK: LinkAddr = LinkAddr([0xee; 6]);
 const POD_7: LinkAddr = LinkAddr([0x2e, 0, 0, 0, 0, 7]);
 const POD_8: LinkAddr = LinkAddr([0x2e, 0xd6, 0x68, 0x68, 0x23, 0x60]);
@@ -67,6 +74,7 @@ struct Cluster {
     policy: Policy<V4>,
     masquerade: MasqueradePorts,
     family: FamilyTables<V4>,
+    tunnel: Tunnel,
     connections: usize,
     clients: usize,
 }
@@ -106,6 +114,8 @@ fn port(name: &str, role: Role, link_address: LinkAddr, mtu: u32) -> PortInfo {
         detected: Detected::Other,
         sharing: Sharing::Owned,
         proxy_arp: ProxyArp::Off,
+        reverse_path: ReversePath::Off,
+        reverse_path_v6: ReversePath::Off,
     }
 }
 
@@ -127,7 +137,15 @@ fn cluster() -> Cluster {
         backends: vec!["10.151.49.8:80", "10.151.51.7:80", "10.151.51.8:80"],
         policy: Policy { detector: Detector::Source("10.151.0.0/16".parse().unwrap()), ..Policy::default() },
         masquerade: MasqueradePorts::Keep,
-        family: FamilyTables::default(),
+        family: FamilyTables {
+            peers: Peers::new([(TUNL0, "172.16.2.77".parse().unwrap())]),
+            ..FamilyTables::default()
+        },
+        tunnel: Tunnel {
+            local: Some("172.16.1.50".parse().unwrap()),
+            ttl: TunnelTtl::Fixed(64),
+            dont_fragment: TunnelDf::Set,
+        },
         connections: 4096,
         clients: 4096,
     }
@@ -179,10 +197,13 @@ impl Cluster {
 
     fn tables(self) -> Tables {
         Tables {
-            ports: Arc::new(Ports::new(self.ports.clone())),
+            ports: Arc::new(Ports::new(self.ports.clone()).with_tunnels([(TUNL0, self.tunnel)])),
             v4: Some(FamilyTables {
                 services: self.services(),
-                routing: Arc::new(Routing { fib: Fib::build(self.routes), interfaces: seed_interfaces() }),
+                routing: Arc::new(Routing {
+                    fib: Fib::build(self.routes),
+                    interfaces: Arc::new(seed_interfaces()),
+                }),
                 ..self.family
             }),
             v6: None,
@@ -205,6 +226,7 @@ impl Cluster {
         for (port, address, link) in [
             (ENS3, "172.16.0.1", GATEWAY),
             (ENS3, "172.16.1.88", SLAVE2),
+            (ENS3, "172.16.2.77", FAR_NODE),
             (CALI_7, "10.151.51.7", POD_7),
             (CALI_8, "10.151.51.8", POD_8),
             (DOCKER0, "172.17.0.5", CONTAINER),

@@ -1,5 +1,5 @@
 //! The seed's walks (spec/seed-walks.md) and the lives of connections, both directions, byte for byte.
-//! W7 to W9 (node ports) and W10 (the tunnel) belong to later features.
+//! W7 to W9 (node ports) are with the whole cluster's files (tests/), W10 is in `tunnel.rs`.
 
 use super::*;
 use crate::tables::{MasqueradeRule, Match};

@@ -1,24 +1,23 @@
 //! Numbered places whose snapshots are cheap: a copy shares everything, and a change copies the chunk that it
-//! is in. With them one endpoint's change costs what it changes, not what the node has (UP-01).
+//! is in. With them the change of one endpoint or one route costs what it changes, not what the node has (UP-01,
+//! RT-05).
 
 use std::sync::Arc;
 
-/// Places in a chunk: what one change copies.
-const CHUNK: usize = 64;
-
-/// Values by number; places that were never set hold the default.
+/// Values by number; places that were never set hold the default. A chunk has `CHUNK` places: what one change
+/// copies.
 #[derive(Clone, Debug)]
-pub struct Slots<T> {
+pub struct Slots<T, const CHUNK: usize = 64> {
     chunks: Vec<Arc<[T; CHUNK]>>,
 }
 
-impl<T> Default for Slots<T> {
+impl<T, const CHUNK: usize> Default for Slots<T, CHUNK> {
     fn default() -> Self {
         Slots { chunks: Vec::new() }
     }
 }
 
-impl<T: Clone + Default> Slots<T> {
+impl<T: Clone + Default, const CHUNK: usize> Slots<T, CHUNK> {
     /// The value at a place; nothing beyond the last place that was ever set.
     #[inline]
     pub fn get(&self, at: u32) -> Option<&T> {
@@ -34,6 +33,11 @@ impl<T: Clone + Default> Slots<T> {
         &mut Arc::make_mut(&mut self.chunks[chunk])[at as usize % CHUNK]
     }
 
+    /// Bytes of all places.
+    pub fn bytes(&self) -> usize {
+        self.chunks.len() * (size_of::<[T; CHUNK]>() + size_of::<Arc<[T; CHUNK]>>())
+    }
+
     /// All places in order.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.chunks.iter().flat_map(|chunk| chunk.iter()).enumerate().map(|(at, value)| (at as u32, value))
@@ -42,7 +46,7 @@ impl<T: Clone + Default> Slots<T> {
     /// The places at which two snapshots may differ: those of the chunks that they do not share.
     pub fn unshared<'a>(
         &'a self,
-        other: &'a Slots<T>,
+        other: &'a Slots<T, CHUNK>,
     ) -> impl Iterator<Item = (Option<&'a T>, Option<&'a T>)> {
         let chunks = 0..self.chunks.len().max(other.chunks.len());
         let pairs = chunks.map(|at| (self.chunks.get(at), other.chunks.get(at)));
@@ -62,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_stays_as_it_was_and_shares_what_did_not_change() {
-        let mut slots = Slots::<u32>::default();
+        let mut slots = Slots::<u32, 64>::default();
         for at in 0..1000 {
             *slots.get_mut(at) = at;
         }
@@ -72,7 +76,7 @@ mod tests {
         assert_eq!(slots.iter().filter(|(at, value)| at != *value).count(), 1 + 1024 - 1000);
         let differing = slots.unshared(&before).filter(|(new, old)| new != old);
         assert_eq!(differing.collect::<Vec<_>>(), [(Some(&7), Some(&700))]);
-        assert_eq!(slots.unshared(&before).count(), CHUNK, "one chunk was copied");
+        assert_eq!(slots.unshared(&before).count(), 64, "one chunk was copied");
         *slots.get_mut(5000) = 1;
         assert_eq!(before.unshared(&slots).filter(|(old, _)| old.is_none()).count(), 5056 - 1024);
     }
