@@ -6,11 +6,12 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test bench instructions lint
+.PHONY: help demo test soak bench instructions lint
 
 help:
 	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
 	@echo 'make test          all tests, then the guard over instruction counts'
+	@echo 'make soak          long runs at scale, each part of scripts/soak.sh'
 	@echo 'make bench         benchmarks: time for each packet, then instruction counts'
 	@echo 'make instructions  the guard over instruction counts alone'
 	@echo 'make lint          formatting, clippy, documentation, licences: no warning passes'
@@ -24,6 +25,10 @@ test:
 	@scripts/setup.sh test
 	$(CARGO) test --locked --workspace
 	$(CARGO) bench --locked --package pollux-bench --bench instructions
+
+soak:
+	@scripts/setup.sh soak
+	@scripts/soak.sh
 
 bench:
 	@scripts/setup.sh bench
