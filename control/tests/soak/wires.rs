@@ -1,6 +1,7 @@
 //! Transfers over wires that lose, double, reorder and corrupt: what arrives is what was sent.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pollux_control::kernel::sandbox::find_program;
@@ -13,13 +14,13 @@ use super::site::{At, CLIENT, EDGE, NODE, Options, Outcome, POD_A, Site, To, Way
 const BYTES: u64 = 10_000_000;
 
 /// Datagrams of each UDP transfer, and their length in bytes.
-const DATAGRAMS: u32 = 500;
+const DATAGRAMS: u32 = 200;
 const LENGTH: usize = 1200;
 
 /// Longest time of a transfer.
 const WITHIN: Duration = Duration::from_secs(60);
 
-const SEEDS: [u64; 3] = [1, 2, 3];
+const SEEDS: [u64; 2] = [1, 2];
 
 /// By Pollux' own fault injector, before the ports that client and pod are behind.
 pub(crate) fn bad_wires() -> Outcome {
@@ -55,22 +56,25 @@ pub(crate) fn bad_wires() -> Outcome {
     Ok(())
 }
 
+/// Whether the kernel has netem: tried at the sandbox's own loopback.
+pub(crate) fn has_netem() -> bool {
+    let Ok(tc) = find_program("tc") else { return false };
+    let mut command = Command::new(tc);
+    let tried = command.args(["qdisc", "add", "dev", "lo", "root", "netem", "loss", "0%"]).output();
+    let has = tried.is_ok_and(|output| output.status.success());
+    if !has {
+        println!("netem: this kernel has none");
+    }
+    has
+}
+
 /// By the kernel's, where it has it.
 pub(crate) fn netem() -> Outcome {
     let site = Site::new("ne-", &Options::default())?;
     let netem = ["netem", "loss", "1%", "duplicate", "1%", "reorder", "98%", "50%", "delay", "2ms"];
-    let add = |node: &str, device: &str| -> Outcome<bool> {
+    for (node, device) in [(CLIENT, "ens3"), (EDGE, "node"), (EDGE, "client"), (POD_A, "eth0")] {
         let arguments: Vec<&str> = ["qdisc", "add", "dev", device, "root"].into_iter().chain(netem).collect();
-        Ok(find_program("tc").is_ok() && site.run(node, "tc", &arguments)?.success)
-    };
-    if !add(CLIENT, "ens3")? {
-        println!("netem: this kernel has none: not run");
-        return Ok(());
-    }
-    for (node, device) in [(EDGE, "node"), (EDGE, "client"), (POD_A, "eth0")] {
-        if !add(node, device)? {
-            return Err(format!("netem is refused on {device} of {node}").into());
-        }
+        site.output(node, "tc", &arguments)?;
     }
     println!("netem at client, edge and pod-a: {}", netem[1..].join(" "));
     transfers(&site)?;
