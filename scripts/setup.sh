@@ -22,6 +22,7 @@ test)
 	needs+=("curl curl" "nginx nginx" "iperf3 iperf3" "dig bind9-dnsutils" "dnsmasq dnsmasq-base" "openssl openssl"
 		"ping iputils-ping" "tracepath iputils-tracepath" "traceroute traceroute" "wrk wrk")
 	;;
+soak) needs=("${compiler[@]}" "${namespaces[@]}" "ping iputils-ping") ;;
 bench) needs=("${compiler[@]}" "valgrind valgrind") ;;
 soak) needs=("${compiler[@]}" "jq jq") ;;
 lint) needs=("${compiler[@]}") ;;

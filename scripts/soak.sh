@@ -7,7 +7,7 @@ set -euo pipefail
 
 binaries=${1:?usage: scripts/soak.sh FOLDER [PART...]}
 shift
-all=(scale)
+all=(scale traffic)
 parts=("$@")
 ((${#parts[@]} > 0)) || parts=("${all[@]}")
 
@@ -25,6 +25,14 @@ scale() {
 	jq --raw-output '"longest poll: \(.longest_poll_us) us of processor time"' <<<"$report"
 }
 
+# Real connections under a flood of SYNs, and transfers over bad wires (control/tests/soak). Needs root.
+traffic() {
+	# Each of 10,000 connections takes a descriptor.
+	ulimit -n "$(ulimit -Hn)" || return 1
+	"${CARGO:-cargo}" test --locked --package pollux-control --test soak -- --nocapture
+}
+
+echo "soak: $(date -u +%Y-%m-%d), $(nproc) processors, $(uname -sr), load $(cut -d' ' -f1 /proc/loadavg)"
 failed=0
 for part in "${parts[@]}"; do
 	echo "soak: $part"
