@@ -126,8 +126,7 @@ impl NodeView {
         if !self.ports.tunnels().any(|(port, _)| by_routes(port)) {
             return Peers::new(listed);
         }
-        let routes = self.v4.routing.fib.routes();
-        let hops = routes.iter().flat_map(|route| route.kind.next_hops());
+        let hops = self.v4.routing.fib.iter().flat_map(|route| route.kind.next_hops());
         let gateways =
             hops.filter(|hop| by_routes(hop.port)).filter_map(|hop| Some((hop.port, hop.gateway?)));
         Peers::new(listed.chain(gateways))

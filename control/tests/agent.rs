@@ -26,6 +26,8 @@ use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 
 #[path = "agent/connections.rs"]
 mod connections;
+#[path = "agent/routes.rs"]
+mod routes;
 #[path = "agent/site.rs"]
 mod site;
 
@@ -41,6 +43,9 @@ fn main() -> ExitCode {
     let trials = vec![
         trial("pt_02_pods_and_the_host_reach_the_service", pods_and_the_host_reach_the_service),
         trial("rt_05_kernel_routes_and_neighbours_are_followed", kernel_is_followed),
+        trial("rt_05_a_change_reaches_the_worker_within_10_ms", routes::changes_reach_the_worker),
+        trial("rt_01_several_ways_are_followed_and_shown", routes::several_ways_are_followed),
+        trial("fw_03_the_kernels_rp_filter_counts", routes::the_kernels_reverse_path_filter_is_taken_over),
         trial("up_01_changed_files_are_put_in_force", changed_files_are_put_in_force),
         trial("up_03_udp_flows_leave_backends_that_serve_no_more", udp_flows_leave_backends),
         trial("bad_files_change_nothing", bad_files_change_nothing),

@@ -1,6 +1,6 @@
 use super::node::{
-    Backend, Foreign, LinkState, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp, Role, RouteKind,
-    Source, TunnelConfig,
+    Backend, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp,
+    ReversePath, Role, RouteKind, Source, TunnelConfig,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;

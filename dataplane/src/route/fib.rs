@@ -140,11 +140,16 @@ impl<A: Family> Fib<A> {
 
     /// All routes in force, by address, then length. Looks at the whole table.
     pub fn routes(&self) -> Vec<&Route<A>> {
-        let mut routes: Vec<_> = self.routes.iter().filter_map(|(_, route)| route.as_ref()).collect();
+        let mut routes: Vec<_> = self.iter().collect();
         routes.sort_unstable_by_key(|route| route.prefix);
         let mut hidden = Hidden::default();
         routes.retain(|route| !hidden.hides(route.prefix, route.kind.is_of_local_table()));
         routes
+    }
+
+    /// All routes in no order, with those that the table `local` hides.
+    pub fn iter(&self) -> impl Iterator<Item = &Route<A>> {
+        self.routes.iter().filter_map(|(_, route)| route.as_ref())
     }
 
     /// What is different from `older`, if that is the snapshot just before this one.

@@ -257,9 +257,16 @@ impl SourcePorts {
         if !selector.has_family::<A>() {
             return;
         }
+        let state = shared.state();
+        let Some(tables) = A::family(&state.compiled.tables) else { return };
+        let interfaces = &tables.routing.interfaces;
         let _ = tracking::pieces::<A, ()>(&shared.flows, &shared.worker, |flows| {
             for flow in chosen(&flows, selector) {
-                self.count(flow);
+                // Masqueraded, or from the node itself: the same ports are at stake.
+                let from = flow.reply.destination;
+                if from != flow.original.source || interfaces.is_local(from) {
+                    self.count(flow);
+                }
             }
             ControlFlow::Continue(())
         });
@@ -267,8 +274,8 @@ impl SourcePorts {
 
     fn count<A: Family>(&mut self, flow: &FlowInfo<A>) {
         let reply = &flow.reply;
-        if !reply.protocol.has_ports() || reply.destination == flow.original.source {
-            return; // not masqueraded
+        if !reply.protocol.has_ports() {
+            return;
         }
         let pair = (reply.protocol, reply.destination.into(), reply.source.into(), reply.source_port);
         if let Some(used) = self.used.get_mut(&pair) {

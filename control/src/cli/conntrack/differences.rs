@@ -13,7 +13,7 @@ pub(super) struct Difference {
 }
 
 /// All of them.
-pub(super) const DIFFERENCES: [Difference; 14] = [
+pub(super) const DIFFERENCES: [Difference; 15] = [
     Difference {
         rule: "CT-07",
         kernel: "`nf_conntrack_tcp_be_liberal` is 0: a segment outside of the window is INVALID",
@@ -85,6 +85,12 @@ pub(super) const DIFFERENCES: [Difference; 14] = [
         kernel: "an error of the node itself about a packet that is masqueraded, or a connection's first one, quotes the translated packet",
         pollux: "it quotes the packet as it came in",
         reason: "the sender does not know the translated one, and path MTU discovery through a node port would fail",
+    },
+    Difference {
+        rule: "NAT-08",
+        kernel: "a datagram is put together before it is tracked, and cut again when it leaves",
+        pollux: "fragments are passed on as they are, by the decision about the first one",
+        reason: "none waits for the last one, and memory is bounded",
     },
     Difference {
         rule: "UP-03",
