@@ -66,13 +66,16 @@ fn main() -> ExitCode {
             }));
         }
     }
-    let tampered: [(&str, fn() -> Result<(), String>); 2] = [
+    let tampered: [(&str, Tampered); 2] = [
         ("tampered/sequences", changed_packets_expectations_and_timeouts_are_found),
         ("tampered/rules", a_changed_rule_is_found),
     ];
     trials.extend(tampered.map(|(name, test)| Trial::test(name, move || test().map_err(Failed::from))));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
+
+/// A test that something changed is found.
+type Tampered = fn() -> Result<(), String>;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sequences")
@@ -104,7 +107,10 @@ fn pool() -> &'static Pool {
 
 /// Nodes by family and settings, made when they are first needed.
 #[derive(Default)]
-struct Benches(Mutex<BTreeMap<(bool, BTreeMap<String, u32>), Bench>>);
+struct Benches(Mutex<BTreeMap<Kind, Bench>>);
+
+/// Whether it is IPv6, and the settings.
+type Kind = (bool, BTreeMap<String, u32>);
 
 /// Nodes that one sequence after the other goes through.
 type Bench = Arc<Mutex<Option<Nodes>>>;
