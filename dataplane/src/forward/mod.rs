@@ -445,7 +445,7 @@ impl<A: Family> State<A> {
                     _ if ports => self.stamps.renew_all(),
                     Changed::Nothing => {}
                     Changed::Prefixes(prefixes) => {
-                        prefixes.iter().for_each(|prefix| self.stamps.renew(*prefix))
+                        prefixes.iter().for_each(|prefix| self.stamps.renew(*prefix));
                     }
                     Changed::Everything => self.stamps.renew_all(),
                 }
