@@ -28,7 +28,7 @@ fn item(line: &str) -> TrackedItem {
     let head: Vec<&str> = head.split_whitespace().collect();
     let original = tuple(&format!("s{first}"));
     TrackedItem {
-        id: second.rsplit_once(" id=").map_or(0, |(_, id)| id.parse().unwrap()),
+        id: second.rsplit_once(" use=1 id=").map_or(0, |(_, id)| id.parse().unwrap()),
         family: if original.source.is_ipv4() { "ipv4" } else { "ipv6" }.to_owned(),
         protocol: head[1].parse().unwrap(),
         remaining_seconds: head[2].parse::<f64>().unwrap() + 0.9,
