@@ -6,12 +6,13 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test model bench instructions lint
+.PHONY: help demo test model soak bench instructions lint
 
 help:
 	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
 	@echo 'make test          all tests, then the guard over instruction counts'
 	@echo 'make model         the flow table under the model checker alone (part of make test)'
+	@echo 'make soak          long runs at scale, each part of scripts/soak.sh'
 	@echo 'make bench         benchmarks: time for each packet, then instruction counts'
 	@echo 'make instructions  the guard over instruction counts alone'
 	@echo 'make lint          formatting, clippy, documentation, licences: no warning passes'
@@ -30,6 +31,11 @@ test:
 model:
 	@scripts/setup.sh test
 	$(CARGO) test --locked --package pollux-dataplane --features model --test model -- --nocapture --test-threads 2
+
+soak:
+	@scripts/setup.sh soak
+	$(CARGO) build --locked --release --package pollux-bench --bin pollux-bench
+	@scripts/soak.sh $(target)/release
 
 bench:
 	@scripts/setup.sh bench

@@ -2,7 +2,7 @@
 # Installs what a make target needs and the machine lacks: Debian's packages through apt (through sudo when
 # not root), Rust's components through rustup. Touches nothing, and no network, when nothing is missing.
 #
-#   scripts/setup.sh demo|test|bench|lint
+#   scripts/setup.sh demo|test|soak|bench|lint
 #
 # Ends with 4, and says what to install by hand, when it can not install it.
 set -euo pipefail
@@ -22,10 +22,12 @@ test)
 	needs+=("curl curl" "nginx nginx" "iperf3 iperf3" "dig bind9-dnsutils" "dnsmasq dnsmasq-base" "openssl openssl"
 		"ping iputils-ping" "tracepath iputils-tracepath" "traceroute traceroute" "wrk wrk")
 	;;
+soak) needs=("${compiler[@]}" "${namespaces[@]}" "ping iputils-ping") ;;
 bench) needs=("${compiler[@]}" "valgrind valgrind") ;;
+soak) needs=("${compiler[@]}" "jq jq") ;;
 lint) needs=("${compiler[@]}") ;;
 *)
-	echo "usage: scripts/setup.sh demo|test|bench|lint" >&2
+	echo "usage: scripts/setup.sh demo|test|soak|bench|lint" >&2
 	exit 2
 	;;
 esac

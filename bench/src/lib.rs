@@ -2,8 +2,10 @@
 
 #[cfg(feature = "control")]
 pub mod cluster;
+pub mod conntrack;
 pub mod instructions;
 pub mod internet;
+pub mod machine;
 pub mod node;
 pub mod pipeline;
 #[cfg(feature = "control")]

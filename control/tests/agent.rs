@@ -24,6 +24,8 @@ use pollux_control::lab::traffic::{TcpClient, UdpServer, udp_echo};
 use serde_json::{Value, json};
 use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 
+#[path = "agent/connections.rs"]
+mod connections;
 #[path = "agent/routes.rs"]
 mod routes;
 #[path = "agent/site.rs"]
@@ -50,6 +52,12 @@ fn main() -> ExitCode {
         trial("bad_input_is_refused_before_anything_is_changed", bad_input_is_refused),
         trial("pt_05_run_restores_everything_also_after_a_kill", run_restores_everything),
         trial("get_and_stats_over_the_admin_socket", get_and_stats),
+        trial("ct_11_listing_is_that_of_conntrack", connections::listing_is_that_of_conntrack),
+        trial("ct_11_conntrack_list_count_delete_events_stats", connections::the_whole_command),
+        trial(
+            "ct_11_a_full_table_is_listed_while_forwarding",
+            connections::a_full_table_is_listed_while_forwarding,
+        ),
         trial("one_agent_listens_at_a_socket", one_agent_listens_at_a_socket),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -338,6 +346,18 @@ fn bad_input_is_refused(site: &Site) -> Outcome {
         2,
         &format!("port {}: backend pcap has no place on a running node (see `pollux replay`)", POD_51_2.port),
     )?;
+    // CT-09: a table size that does not fit memory.
+    let mut config: Value = serde_json::from_str(&node("kernel", "kernel"))?;
+    config["flowTable"]["connections"] = json!(1 << 30);
+    fs::write(site.path("other.yaml"), config.to_string())?;
+    let output = run(&site.path("other.yaml"))?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("pollux: ")).collect();
+    assert_eq!(lines.len(), 1, "{said}");
+    let begin = "pollux: tables for 1073741824 connections and 262144 clients of each family take ";
+    assert!(lines[0].starts_with(begin) && lines[0].contains("flowTable.connections"), "{said}");
+    assert_eq!(site.traces()?, before);
     Ok(())
 }
 

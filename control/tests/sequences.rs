@@ -12,7 +12,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use pollux_control::agent::Agent;
 use pollux_control::kernel::sandbox::Sandbox;
 use pollux_control::lab::sequences::{
-    Deliberate, Family, Nodes, Sequence, What, judge, parse, parse_deliberate, scenario,
+    Deliberate, Family, Nodes, Outcome, Sequence, What, judge, parse, parse_deliberate, scenario,
 };
 use pollux_dataplane::pool::Pool;
 
@@ -38,8 +38,7 @@ fn main() -> ExitCode {
     let deliberate: &'static [Deliberate] = deliberate.leak();
     let benches: Arc<Benches> = Arc::default();
     let mut trials = Vec::new();
-    let mut named: Vec<&str> = sequences.iter().map(|sequence| sequence.name.as_str()).collect();
-    named.retain(|name| !name.starts_with("tester/"));
+    let named: Vec<&str> = sequences.iter().map(|sequence| sequence.name.as_str()).collect();
     let known = named.len();
     let unknown: Vec<String> = deliberate
         .iter()
@@ -67,15 +66,16 @@ fn main() -> ExitCode {
             }));
         }
     }
-    let tampered: [(&str, fn() -> Result<(), String>); 4] = [
-        ("tampered/packet", a_changed_packet_is_found),
-        ("tampered/expectation", a_changed_expectation_is_found),
+    let tampered: [(&str, Tampered); 2] = [
+        ("tampered/sequences", changed_packets_expectations_and_timeouts_are_found),
         ("tampered/rules", a_changed_rule_is_found),
-        ("tampered/timeout", a_changed_timeout_is_found),
     ];
     trials.extend(tampered.map(|(name, test)| Trial::test(name, move || test().map_err(Failed::from))));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
+
+/// A test that something changed is found.
+type Tampered = fn() -> Result<(), String>;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sequences")
@@ -107,7 +107,10 @@ fn pool() -> &'static Pool {
 
 /// Nodes by family and settings, made when they are first needed.
 #[derive(Default)]
-struct Benches(Mutex<BTreeMap<(bool, BTreeMap<String, u32>), Bench>>);
+struct Benches(Mutex<BTreeMap<Kind, Bench>>);
+
+/// Whether it is IPv6, and the settings.
+type Kind = (bool, BTreeMap<String, u32>);
 
 /// Nodes that one sequence after the other goes through.
 type Bench = Arc<Mutex<Option<Nodes>>>;
@@ -146,72 +149,85 @@ fn is_equal(
 const HANDSHAKE: &str = "sequence tester\n  tcp client > node\n  > S 1000 => SYN_SENT unreplied\n  < SA 5000 1001 => SYN_RECV\n  \
                          > A 1001 5001 => ESTABLISHED assured\n  > PA 1001 5001 +10\n";
 
-/// The places where `HANDSHAKE` differs when the kernel's node gets `sequence`, Pollux's `instead`, and the rules
-/// are changed by `tamper`.
-fn places(
-    prefix: &str,
-    sequence: &str,
-    instead: &str,
-    tamper: impl Fn(&str) -> String,
-    pollux: &[(&str, u32)],
-) -> Result<Vec<(usize, What)>, String> {
-    let mut scenario = scenario(&folder(), Family::IPv4).map_err(|error| error.to_string())?;
-    scenario.rules = tamper(&scenario.rules);
-    let settings = BTreeMap::new();
-    let mut nodes = Nodes::start(&scenario, &settings, pool(), prefix).map_err(|error| error.to_string())?;
-    for (name, value) in pollux {
-        nodes.set_kernel(name, *value).map_err(|error| error.to_string())?;
-    }
+/// A changed sequence, and where it must differ.
+type Changed<'a> = (&'a str, &'a str, &'a [(usize, What)]);
+
+/// Runs `HANDSHAKE` in its changed forms, what the kernel's node gets and what Pollux's, and holds each to the places
+/// where it must differ.
+fn found(nodes: &mut Nodes, changed: &[Changed<'_>]) -> Result<(), String> {
     let one = |text: &str| parse(text).map(|mut sequences| sequences.remove(0));
-    let outcomes = nodes.run(&one(sequence)?, Some(&one(instead)?)).map_err(|error| error.to_string())?;
-    let places = |outcomes: &[pollux_control::lab::sequences::Outcome]| {
-        outcomes
+    for (kernel, pollux, expected) in changed {
+        let outcomes = nodes.run(&one(kernel)?, Some(&one(pollux)?)).map_err(|error| error.to_string())?;
+        let places: Vec<(usize, What)> = outcomes
             .iter()
             .flat_map(|outcome| outcome.differences().into_iter().map(|what| (outcome.number, what)))
-            .collect::<Vec<_>>()
-    };
-    Ok(places(&outcomes))
+            .collect();
+        if places != *expected {
+            let all: String = outcomes.iter().map(Outcome::to_string).collect();
+            return Err(format!("{places:?}, and not {expected:?}\n{all}"));
+        }
+    }
+    Ok(())
 }
 
-fn found(places: &[(usize, What)], expected: &[(usize, What)]) -> Result<(), String> {
-    if places == expected { Ok(()) } else { Err(format!("{places:?}, and not {expected:?}")) }
+/// Nodes with rules that `tamper` changed.
+fn nodes(prefix: &str, tamper: impl Fn(&str) -> String) -> Result<Nodes, String> {
+    let mut scenario = scenario(&folder(), Family::IPv4).map_err(|error| error.to_string())?;
+    scenario.rules = tamper(&scenario.rules);
+    Nodes::start(&scenario, &BTreeMap::new(), pool(), prefix).map_err(|error| error.to_string())
 }
 
-fn a_changed_packet_is_found() -> Result<(), String> {
-    let same = |rules: &str| rules.to_owned();
-    found(&places("seqt0-", HANDSHAKE, HANDSHAKE, same, &[])?, &[])?;
-    // One bit of the sequence number; another flag.
-    let other = HANDSHAKE.replace("> S 1000", "> S 1001");
-    found(&places("seqt1-", HANDSHAKE, &other, same, &[])?, &[(1, What::Left)])?;
-    let other = HANDSHAKE.replace("> PA 1001 5001", "> FA 1001 5001");
-    found(&places("seqt2-", HANDSHAKE, &other, same, &[])?, &[(4, What::Left), (4, What::Table)])
-}
-
-fn a_changed_expectation_is_found() -> Result<(), String> {
-    let other = HANDSHAKE.replace("=> SYN_RECV", "=> SYN_SENT");
-    let places = places("seqt3-", &other, HANDSHAKE, |rules| rules.to_owned(), &[])?;
-    found(&places, &[(2, What::Expectation)])
+fn changed_packets_expectations_and_timeouts_are_found() -> Result<(), String> {
+    let mut nodes = nodes("seqt0-", str::to_owned)?;
+    let bit = HANDSHAKE.replace("> S 1000", "> S 1001");
+    let flag = HANDSHAKE.replace("> PA 1001 5001", "> FA 1001 5001");
+    let way = HANDSHAKE.replace("< SA 5000 1001", "> SA 5000 1001");
+    let expectation = HANDSHAKE.replace("=> SYN_RECV", "=> SYN_SENT");
+    found(
+        &mut nodes,
+        &[
+            (HANDSHAKE, HANDSHAKE, &[]),
+            // The next segment is one byte short of it then, so it is not known to be acknowledged.
+            (HANDSHAKE, &bit, &[(1, What::Left), (3, What::Table)]),
+            (HANDSHAKE, &flag, &[(4, What::Left), (4, What::Table)]),
+            (
+                HANDSHAKE,
+                &way,
+                &[
+                    (2, What::Left),
+                    (2, What::Table),
+                    (3, What::Left),
+                    (3, What::Table),
+                    (4, What::Left),
+                    (4, What::Table),
+                ],
+            ),
+            (&expectation, HANDSHAKE, &[(2, What::Expectation)]),
+        ],
+    )?;
+    // By less than what tells one timeout from another, and by more.
+    for (seconds, what) in [(115, What::Time), (330, What::Table)] {
+        nodes.set_kernel("nf_conntrack_tcp_timeout_syn_recv", seconds).map_err(|error| error.to_string())?;
+        found(&mut nodes, &[(HANDSHAKE, HANDSHAKE, &[(2, what)])])?;
+    }
+    Ok(())
 }
 
 fn a_changed_rule_is_found() -> Result<(), String> {
-    let tamper = |rules: &str| {
+    let mut nodes = nodes("seqt1-", |rules| {
         let other = rules.replace("--to-destination 10.151.51.7:8080", "--to-destination 10.151.51.7:8081");
         assert_ne!(other, rules);
         other
-    };
-    let places = places("seqt4-", HANDSHAKE, HANDSHAKE, tamper, &[])?;
-    let both = |number| [(number, What::Left), (number, What::Table)];
+    })?;
     // The answer is translated back to the same.
-    let expected = [both(1).to_vec(), vec![(2, What::Table)], both(3).to_vec(), both(4).to_vec()].concat();
-    found(&places, &expected)
-}
-
-fn a_changed_timeout_is_found() -> Result<(), String> {
-    // By less than what tells one timeout from another, and by more.
-    let same = |rules: &str| rules.to_owned();
-    let syn_recv = "nf_conntrack_tcp_timeout_syn_recv";
-    let before = places("seqt5-", HANDSHAKE, HANDSHAKE, same, &[(syn_recv, 115)])?;
-    found(&before, &[(2, What::Time)])?;
-    let before = places("seqt6-", HANDSHAKE, HANDSHAKE, same, &[(syn_recv, 330)])?;
-    found(&before, &[(2, What::Table)])
+    let places = [
+        (1, What::Left),
+        (1, What::Table),
+        (2, What::Table),
+        (3, What::Left),
+        (3, What::Table),
+        (4, What::Left),
+        (4, What::Table),
+    ];
+    found(&mut nodes, &[(HANDSHAKE, HANDSHAKE, &places)])
 }

@@ -1,4 +1,4 @@
-//! The admin socket: where `pollux get` and `pollux stats` ask.
+//! The admin socket: where `pollux get`, `pollux stats` and `pollux conntrack` ask.
 //!
 //! Invariants: only the agent's user may connect (mode 0600); a client can neither make the agent keep more
 //! than one request and one line of an answer in memory, nor hold it up: what it sends is bounded in size,
@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tracing::{debug, error, info};
 
+use super::conntrack::{self, serve::Outcome};
 use super::protocol::{Filter, Line, MAX_REQUEST, Request, Resource};
 use super::shared::Shared;
 use super::view;
@@ -170,6 +172,18 @@ impl<'a> Client<'a> {
         self.line(&Line::Item(value))
     }
 
+    /// Sends what was written.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+
+    /// Whether the other side has closed.
+    pub(super) fn has_gone(&self) -> bool {
+        use nix::sys::socket::{MsgFlags, recv};
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(self.output.get_ref().as_raw_fd(), &mut [0], flags) == Ok(0)
+    }
+
     fn line(&mut self, line: &Line) -> io::Result<()> {
         serde_json::to_writer(&mut self.output, line).map_err(io::Error::other)?;
         self.output.write_all(b"\n")
@@ -208,6 +222,12 @@ fn converse(stream: &UnixStream, shared: &Shared, stop: &AtomicBool) -> io::Resu
                 }
                 None => client.refuse(STOPPED)?,
             },
+            Ok(Request::Conntrack { action, filter }) => {
+                match conntrack::serve::answer(&mut client, shared, &action, &filter, stop)? {
+                    Outcome::Done => client.done()?,
+                    Outcome::Refused(why) => client.refuse(&why)?,
+                }
+            }
             Ok(Request::Get { resource, filter }) => match filter.check() {
                 Err(problem) => client.refuse(&problem)?,
                 Ok(()) => get(&mut client, shared, resource, &filter)?,

@@ -1,10 +1,14 @@
-//! The client's side of the admin socket: `pollux get`, `pollux stats`, the demo and the tests.
+//! The client's side of the admin socket: `pollux get`, `pollux stats`, `pollux conntrack`, the demo and the
+//! tests.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -87,6 +91,25 @@ impl Client {
 
     fn lost(&self, error: &io::Error) -> Failure {
         Failure::environment(format!("admin socket {}: {error}", self.path.display()))
+    }
+}
+
+impl Answer<'_> {
+    /// Waits until there is something to read, or the time is over: whether there is.
+    ///
+    /// # Errors
+    /// When the kernel does not let it wait.
+    pub fn wait(&self, time: Duration) -> io::Result<bool> {
+        if !self.client.stream.buffer().is_empty() {
+            return Ok(true);
+        }
+        let socket = self.client.stream.get_ref().as_fd();
+        let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(socket, PollFlags::POLLIN)], timeout) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -236,7 +236,7 @@ impl<'a> Names<'a> {
         };
         Some(match self.port_of(self.link(hop.link)?) {
             // IPIP carries IPv4 only; another tunnel's routes are the kernel's.
-            Some(port) if A::VERSION == 6 && self.node.ports.tunnel(port).is_some() => RouteKind::Host,
+            Some(port) if A::VERSION == 6 && self.view.ports.tunnel(port).is_some() => RouteKind::Host,
             Some(port) => RouteKind::Via(NextHop { port, gateway, onlink: hop.onlink }),
             None => RouteKind::Host,
         })

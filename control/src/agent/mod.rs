@@ -14,7 +14,9 @@
 mod admin;
 mod changes;
 mod client;
+pub mod conntrack;
 mod follow;
+mod full;
 mod input;
 mod machine;
 mod pair;
@@ -34,7 +36,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
-use pollux_dataplane::flow::{Sysctls, Timeout, Timeouts};
+use pollux_dataplane::flow::{FlowTable, Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::nat::fragments::Limits;
 use pollux_dataplane::packet::{V4, V6};
@@ -42,6 +44,7 @@ use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::fault::FaultHandle;
 use pollux_dataplane::port::guard::{Families, Guard, Means};
 use pollux_dataplane::port::memory::MemoryHandle;
+use pollux_dataplane::service::Clients;
 use pollux_dataplane::tables::Tables;
 use pollux_dataplane::worker::{Command, Handle, Worker};
 use tracing::{error, info, warn};
@@ -51,6 +54,7 @@ use crate::cluster::IpPrefix;
 use crate::config::node::Source;
 use crate::config::{Config, NodeConfig};
 use crate::kernel::host_port;
+use crate::kernel::memory;
 use crate::kernel::mirror::Mirror;
 use crate::kernel::netns::Netns;
 use crate::problem::{Problem, Problems};
@@ -119,6 +123,7 @@ pub struct Running {
     watch: Option<watch::Watch>,
     follow: Option<follow::Follower>,
     sweeper: Option<stale::Sweeper>,
+    full: Option<full::FullWatch>,
     worker: Option<JoinHandle<Worker>>,
     ended: Receiver<()>,
     guard: Option<Guard>,
@@ -163,6 +168,7 @@ impl Agent {
         ports::check(&config, &before)?;
         machine::view(&inputs.config, &before)?;
         let settings = settings(&inputs.config);
+        check_memory(&settings)?;
         let listener = admin.map(admin::Listener::bind).transpose()?;
 
         // Changes; whatever fails from here on undoes them as it is dropped.
@@ -199,6 +205,7 @@ impl Agent {
             watch: None,
             follow: None,
             sweeper: None,
+            full: None,
             worker: Some(thread),
             ended,
             guard,
@@ -207,6 +214,7 @@ impl Agent {
         };
         running.shared.teach_all();
         running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
+        running.full = Some(full::FullWatch::start(&running.shared)?);
         running.follow = follow::Follower::start(&running.shared)?;
         running.watch = follow.map(|sources| watch::Watch::start(sources, &running.shared)).transpose()?;
         running.admin = listener.map(|listener| listener.serve(&running.shared)).transpose()?;
@@ -264,6 +272,7 @@ impl Running {
         self.watch = None;
         self.follow = None;
         self.sweeper = None;
+        self.full = None;
         let Some(thread) = self.worker.take() else { return };
         let _ = self.shared.worker.send(Command::Stop);
         let worker = thread.join();
@@ -351,6 +360,24 @@ fn fragment_timeouts(config: &Config) -> [Duration; 2] {
         sysctl("ipfrag_time").unwrap_or(Limits::of::<V4>().timeout),
         sysctl("nf_conntrack_frag6_timeout").unwrap_or(Limits::of::<V6>().timeout),
     ]
+}
+
+/// Refuses tables that do not fit memory before anything is made.
+fn check_memory(settings: &Settings) -> Result<(), Failure> {
+    let flows =
+        FlowTable::<V4>::bytes_for(settings.connections) + FlowTable::<V6>::bytes_for(settings.connections);
+    let clients = Clients::<V4>::bytes_for(settings.clients) + Clients::<V6>::bytes_for(settings.clients);
+    let Some(room) = memory::room().filter(|room| flows + clients > room.bytes) else { return Ok(()) };
+    let gibibytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    Err(Failure::bad_input(format!(
+        "tables for {} connections and {} clients of each family take {:.2} GiB, and {} has {:.2} GiB left: \
+         set a smaller flowTable.connections (or conntrack.maxPerCore and min) and affinity.clients",
+        settings.connections,
+        settings.clients,
+        gibibytes(flows + clients),
+        room.limit,
+        gibibytes(room.bytes),
+    )))
 }
 
 /// Says what is worth saying about the input.

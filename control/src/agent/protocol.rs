@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::conntrack::{Action, FlowFilter};
+
 /// Where a running agent listens when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/pollux/admin.sock";
 
@@ -31,6 +33,14 @@ pub enum Request {
     },
     /// All counters: one item, [`StatsItem`].
     Stats,
+    /// Connections, as conntrack(8) speaks of them.
+    Conntrack {
+        /// What is to be done.
+        action: Action,
+        /// With which of them.
+        #[serde(default)]
+        filter: FlowFilter,
+    },
 }
 
 /// A line of an answer.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pollux_dataplane::flow::{EntryRef, FlowInfo, FlowTable, Tick};
 use pollux_dataplane::forward::Forwarder;
 use pollux_dataplane::packet::{Family, V4, V6};
-use pollux_dataplane::tables::Tables;
+use pollux_dataplane::tables::{FamilyTables, Tables};
 use pollux_dataplane::worker::{Handle, Stopped};
 
 /// Slots of a table that are looked at in one piece.
@@ -25,17 +25,27 @@ pub(super) struct FlowTables {
 /// Picks a family's table.
 pub(super) trait Tracked: Family {
     fn table(tables: &FlowTables) -> &Arc<FlowTable<Self>>;
+    /// What the family is forwarded by, if it is.
+    fn family(tables: &Tables) -> Option<&FamilyTables<Self>>;
 }
 
 impl Tracked for V4 {
     fn table(tables: &FlowTables) -> &Arc<FlowTable<V4>> {
         &tables.v4
     }
+
+    fn family(tables: &Tables) -> Option<&FamilyTables<V4>> {
+        tables.v4.as_ref()
+    }
 }
 
 impl Tracked for V6 {
     fn table(tables: &FlowTables) -> &Arc<FlowTable<V6>> {
         &tables.v6
+    }
+
+    fn family(tables: &Tables) -> Option<&FamilyTables<V6>> {
+        tables.v6.as_ref()
     }
 }
 

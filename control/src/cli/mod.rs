@@ -3,6 +3,7 @@
 
 mod check;
 mod compile;
+mod conntrack;
 mod demo;
 mod get;
 pub mod lab;
@@ -44,6 +45,8 @@ enum Command {
     Get(get::Args),
     /// Show a running forwarder's counters and rates.
     Stats(stats::Args),
+    /// Show and delete a running forwarder's connections, as conntrack(8) does the kernel's.
+    Conntrack(conntrack::Args),
     /// Compile objects and configuration, and show the tables.
     Compile(compile::Args),
     /// Show what becomes of a packet, step by step, in the words of iptables.
@@ -200,6 +203,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Get(args) => get::run(args),
         Command::Stats(args) => stats::run(&args),
+        Command::Conntrack(args) => conntrack::run(args),
         Command::Compile(args) => compile::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Check(args) => check::run(&args),

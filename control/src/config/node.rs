@@ -99,7 +99,7 @@ pub struct NodeConfig {
 /// What a sysctl's number means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SysctlKind {
-    /// A time in seconds, at least 1.
+    /// A time in seconds, 1 to [`LONGEST`](pollux_dataplane::flow::LONGEST).
     Seconds,
     /// 0 is off, 1 is on.
     Switch,

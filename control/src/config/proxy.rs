@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use pollux_dataplane::flow::LONGEST;
 use pollux_dataplane::packet::{Family, Prefix};
 use serde::Deserialize;
 use serde_json::Value;
@@ -326,7 +327,13 @@ impl ProxyConfig {
         count("min", wire.min, &mut self.conntrack.min);
         let mut timeout = |field: &str, text: Option<String>, value: &mut Option<Duration>| {
             if let Some(time) = duration(&format!("conntrack.{field}"), &text, findings) {
-                *value = Some(time).filter(|time| !time.is_zero());
+                if time > LONGEST {
+                    let (text, longest) = (text.unwrap_or_default(), LONGEST.as_secs());
+                    findings.warn(format!(
+                        "conntrack.{field} {text} is longer than the longest timeout, {longest} s, which is taken"
+                    ));
+                }
+                *value = Some(time.min(LONGEST)).filter(|time| !time.is_zero());
             }
         };
         let conntrack = &mut self.conntrack;

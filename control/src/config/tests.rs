@@ -1,6 +1,6 @@
 use super::node::{
-    Backend, Foreign, LinkState, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp, Role, RouteKind,
-    Source, TunnelConfig,
+    Backend, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp,
+    ReversePath, Role, RouteKind, Source, TunnelConfig,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
@@ -245,7 +245,7 @@ fn all_errors_of_a_node_document_are_reported_at_once() {
             ": workers 0 is not in 1-1024",
             ": affinity.clients 0 is not in 1-268435456",
             ": sysctl.nf_conntrack_tcp_timeout is not known",
-            ": sysctl.nf_conntrack_udp_timeout -3 is not in 1-4294967295",
+            ": sysctl.nf_conntrack_udp_timeout -3 is not in 1-1728000",
             " port ens3: linkAddress ff:16:3e:92:11 is not a link address (six bytes in hex, aa:bb:cc:dd:ee:ff)",
             " port ens3: mtu 60 is not in 68-65535",
             " port ens3: addresses \"172.16.1.500/12\" is not an address with a prefix length (172.16.1.50/12)",

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 mod decode;
 pub mod host_port;
+pub mod memory;
 pub mod mirror;
 mod netlink;
 pub mod netns;

@@ -144,17 +144,37 @@ impl Capture {
     }
 }
 
-/// Sends a frame, from its link header on, out of an interface of a namespace.
+/// Sends frames, from their link headers on, out of an interface of a namespace.
+#[derive(Debug)]
+pub struct Injector(OwnedFd);
+
+impl Injector {
+    /// For an interface of a namespace.
+    ///
+    /// # Errors
+    /// When there is no such interface, or without CAP_NET_RAW in the namespace.
+    pub fn open(netns: &Netns, interface: &str) -> io::Result<Injector> {
+        Ok(Injector(open_in(netns, || sys::packet_socket(interface, Use::Inject))?))
+    }
+
+    /// Sends a frame.
+    ///
+    /// # Errors
+    /// When the interface is down or its queue is full, or when the frame is longer than its MTU.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let sent = send(self.0.as_raw_fd(), frame, MsgFlags::empty())?;
+        if sent == frame.len() {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::WriteZero, "the frame was sent in part"))
+        }
+    }
+}
+
+/// Sends one frame, as [`Injector::send`] does.
 ///
 /// # Errors
-/// When there is no such interface or it is down, when the frame is longer than its MTU, or without
-/// CAP_NET_RAW in the namespace.
+/// As there and at [`Injector::open`].
 pub fn inject(netns: &Netns, interface: &str, frame: &[u8]) -> io::Result<()> {
-    let socket = open_in(netns, || sys::packet_socket(interface, Use::Inject))?;
-    let sent = send(socket.as_raw_fd(), frame, MsgFlags::empty())?;
-    if sent == frame.len() {
-        Ok(())
-    } else {
-        Err(io::Error::new(io::ErrorKind::WriteZero, "the frame was sent in part"))
-    }
+    Injector::open(netns, interface)?.send(frame)
 }

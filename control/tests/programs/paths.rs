@@ -4,10 +4,13 @@ use std::net::IpAddr;
 
 use libtest_mimic::Trial;
 use pollux_control::lab::traffic::{Service, TcpClient, TcpServer};
+use pollux_dataplane::forward::ErrorRate;
 use pollux_dataplane::stats::Reason;
+use pollux_dataplane::worker::Worker;
 
 use super::site::{
-    Addresses, At, CLIENT, NARROW, NODE, Outcome, POD_A, POD_B, SOON, Site, To, Way, families, same,
+    Addresses, At, CLIENT, CORE, EDGE, NARROW, NODE, Outcome, POD_A, POD_B, SOON, Site, To, Way, families,
+    same,
 };
 use super::trial;
 

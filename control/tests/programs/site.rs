@@ -125,7 +125,7 @@ impl To {
         [POD_B, FAR, DEEP][self as usize]
     }
 
-    fn backend(self, family: &Addresses) -> IpAddr {
+    pub(crate) fn backend(self, family: &Addresses) -> IpAddr {
         [family.pod_b, family.far, family.deep][self as usize]
     }
 
@@ -161,7 +161,7 @@ impl At {
         [8080, 8443, 53, 5201, 4433, 9000, 9999][self as usize]
     }
 
-    fn node_port(self, to: To) -> u16 {
+    pub(crate) fn node_port(self, to: To) -> u16 {
         30_000 + 100 * to as u16 + self as u16
     }
 }
@@ -357,7 +357,7 @@ impl Site {
         arguments: &[&str],
         (port, sockets): (u16, usize),
     ) -> Outcome {
-        let log = self.path(format!("{program}-{node}-{}.log", self.daemons.len()));
+        let log = self.path(format!("{node}-{}.log", self.daemons.len()));
         let file = File::create(&log)?;
         let mut command = Command::new(find_program(program)?);
         command.args(arguments).current_dir(self.directory.path());
@@ -414,13 +414,18 @@ impl Site {
         Ok(self.stats()?.dropped.iter().map(|(reason, count)| (reason.name(), count)).collect())
     }
 
+    /// Pollux' counters, whose balance holds (FW-05).
+    pub(crate) fn balanced(&self) -> Outcome<Stats> {
+        let stats = self.stats()?;
+        match stats.balance() {
+            (came, went) if came == went => Ok(stats),
+            (came, went) => Err(format!("{came} frames came, {went} went: {stats:?}").into()),
+        }
+    }
+
     /// FW-05: the balance holds, and nothing was dropped but what was not Pollux' and for the `expected` reasons.
     pub(crate) fn check(&self, expected: &[Reason]) -> Outcome {
-        let stats = self.stats()?;
-        let (came, went) = stats.balance();
-        if came != went {
-            return Err(format!("{came} frames came, {went} went: {stats:?}").into());
-        }
+        let stats = self.balanced()?;
         let mut unexpected = stats
             .dropped
             .iter()

@@ -14,6 +14,12 @@ use crate::sync::{TryLockError, overwrite32, overwrite64};
 /// Every deadline is looked at so often when [`FlowTable::expire`] gets the budget it asks for.
 const EXPIRY_ROUND: Duration = Duration::from_millis(500);
 
+/// Connections looked at in a slice at least.
+const EXPIRY_SLICE: usize = 256;
+
+/// The longest time between two slices that one makes up for at once.
+const LONGEST_TICK: Duration = Duration::from_millis(20);
+
 /// How many connections an insertion into a full table looks at for one to evict (CT-09).
 const EVICTION_SEARCH: u32 = 64;
 
@@ -30,6 +36,13 @@ impl<A: Family> FlowTable<A> {
         let connections = u128::from(self.capacity) * interval.as_nanos();
         let budget = connections.div_ceil(EXPIRY_ROUND.as_nanos()).max(1);
         usize::try_from(budget).unwrap_or(usize::MAX)
+    }
+
+    /// The slice that is due `since` the last one: so much that every deadline is looked at in time, however large
+    /// the table, and that a late call takes no pause (CT-10). How many connections ended.
+    #[allow(clippy::must_use_candidate, reason = "the worker does not need the number")]
+    pub fn expire_since(&self, now: Tick, since: Duration) -> usize {
+        self.expire(now, self.expire_budget(since.min(LONGEST_TICK)).max(EXPIRY_SLICE))
     }
 
     /// Looks at the next `budget` connections, round and round, and removes those whose time is over: how

@@ -54,6 +54,12 @@ impl Index {
         Ok(Index { words: Array::new(buckets * WORDS)?, mask })
     }
 
+    /// Bytes of an index for `references` entries.
+    pub(super) fn bytes_for(references: usize) -> u64 {
+        let buckets = references.div_ceil(PLACES * 3 / 4).next_power_of_two();
+        buckets as u64 * WORDS as u64 * 8
+    }
+
     /// Bytes of all buckets.
     pub(super) fn bytes(&self) -> usize {
         self.words.len() * 8

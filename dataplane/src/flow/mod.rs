@@ -58,7 +58,7 @@ pub use state::{Event, Invalid, State, first_packet};
 pub use sysctl::Sysctls;
 pub use table::{FlowTable, MAX_CONNECTIONS};
 pub use tcp::{Segment, TcpState};
-pub use timeout::{Timeout, TimeoutError, Timeouts};
+pub use timeout::{LONGEST, Timeout, TimeoutError, Timeouts};
 pub use types::{
     Candidate, Class, Counters, EntryRef, FlowInfo, Hit, InsertError, NewConnection, SETTLED, Tick, Touch,
 };

@@ -327,10 +327,10 @@ fn walk(
         let chunk = Chunk::of(piece.kind);
         match chunk {
             Some(Chunk::Init) if tag != 0 => return None,
-            Some(Chunk::Abort | Chunk::ShutdownComplete) => {
-                if tag != memory.words[if piece.reflects() { there } else { here }] {
-                    return None;
-                }
+            Some(Chunk::Abort | Chunk::ShutdownComplete)
+                if tag != memory.words[if piece.reflects() { there } else { here }] =>
+            {
+                return None;
             }
             Some(Chunk::CookieEcho) if tag != memory.words[here] => return None,
             Some(Chunk::CookieAck) => status = status.with_init([false; 2]),

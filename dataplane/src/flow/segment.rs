@@ -337,8 +337,21 @@ fn reset(
     sysctls: &Sysctls,
 ) -> Reset {
     let back = direction.reverse();
-    if !status.is_acked(back) {
+    // A connection that is ending may be in use again by its two ends.
+    let ending = matches!(
+        state,
+        TcpState::FinWait | TcpState::CloseWait | TcpState::LastAck | TcpState::TimeWait | TcpState::Close
+    );
+    if ending || !status.is_acked(back) {
         return Reset::Close;
+    }
+    // The refusal of a SYN that was let through beside this connection: its sender must hear of it, or it waits until
+    // its time is over. But both can be forged by who guesses no number: the connection stays.
+    if status.last() == Some((Segment::Syn, back))
+        && segment.acknowledges
+        && segment.acknowledgement == memory.notes[back as usize]
+    {
+        return Reset::Challenge;
     }
     let acknowledged = memory.seen(back).ack;
     let established = state == TcpState::Established && status.assured();

@@ -76,6 +76,11 @@ impl State {
         State::TABLE[usize::from(self.code())].2
     }
 
+    /// All states, in the order of their codes.
+    pub fn all() -> impl Iterator<Item = State> {
+        State::TABLE.iter().map(|row| row.0)
+    }
+
     #[inline]
     fn code(self) -> u8 {
         match self {

@@ -161,6 +161,13 @@ impl<A: Family> FlowTable<A> {
             + self.index.bytes().div_ceil(self.capacity())
     }
 
+    /// Bytes that a table for `connections` connections maps at least, to be asked for before it is made.
+    pub fn bytes_for(connections: usize) -> u64 {
+        let connections = connections.min(MAX_CONNECTIONS);
+        let each = 2 * Entries::<A>::WORDS as u64 * 8 + 8 + 4;
+        connections as u64 * each + Index::bytes_for(connections * 2)
+    }
+
     /// The timeouts in force.
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts

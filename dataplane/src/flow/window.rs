@@ -184,8 +184,8 @@ impl Windows {
         let mut sack = if peer.has(flag::SACK) { highest_sack(segment.options, ack) } else { ack };
         let window = u32::from(segment.window);
         let opening = matches!(state, TcpState::SynSent | TcpState::SynRecv);
-        if (own.window == 0 && syn) || (own.window != 0 && syn && opening && after(end, own.end)) {
-            let first = own.window == 0;
+        let first = own.window == 0;
+        if syn && (first || (opening && after(end, own.end))) {
             (own.end, own.limit, own.window) = (end, end, window.max(1));
             own.read_offer(segment.options);
             if !(own.has(flag::SCALES) && peer.has(flag::SCALES)) {
@@ -196,7 +196,7 @@ impl Windows {
                 self.put(direction, own, peer);
                 return Verdict::Accept;
             }
-        } else if own.window == 0 {
+        } else if first {
             // In the midst of a connection: its first segment says what can be known.
             own.end = end;
             own.window = (window << own.scale).max(1);

@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::established::Way;
-use super::new::Refusal;
+use super::new::{ErrorFrom, Refusal};
 use super::observe::{Event, Observer};
 use super::{Core, Forwarder, Output, Pass, limit};
 use crate::flow::{Direction, FlowKey};
@@ -193,13 +193,13 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     #[cold]
     pub(super) fn refuse(&mut self, packet: Packet, headers: &Headers<A>, refusal: Refusal) {
         if let Some(kind) = refusal.answer {
-            self.answer(&packet, headers, kind);
+            self.answer(&packet, headers, kind, refusal.from);
         }
         self.drop(packet, refusal.reason);
     }
 
     /// Sends an ICMP error about a packet, which must be as it came in.
-    fn answer(&mut self, packet: &Packet, headers: &Headers<A>, kind: ErrorKind) {
+    fn answer(&mut self, packet: &Packet, headers: &Headers<A>, kind: ErrorKind, from: ErrorFrom) {
         let to = headers.source;
         if !is_answerable(kind, packet, headers) {
             return;
@@ -209,6 +209,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         let link = self.ports.get(packet.port).filter(|port| to.stays_on_link() && port.role != Role::Host);
         let source = match link {
             Some(port) => Some(source_on_link(packet.port, port.link_address, &routing.interfaces)),
+            None if from == ErrorFrom::Destination => Some(headers.destination),
             None => self
                 .translated_from(headers)
                 .or_else(|| routing.interfaces.error_source(&routing.fib, headers.destination, to)),

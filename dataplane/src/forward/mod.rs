@@ -300,11 +300,10 @@ impl Forwarder {
 
     /// As [`tick`](Forwarder::tick), telling `observer` every step of packets that had waited.
     pub fn tick_observed(&mut self, now: Instant, out: &mut impl Output, observer: &mut impl Observer) {
-        // CT-10: every deadline is looked at in time, however large the table, and a late call takes no pause.
-        let since = now.saturating_since(self.ticked).min(LONGEST_TICK);
+        let since = now.saturating_since(self.ticked);
         self.ticked = now;
-        self.v4.flows.expire(now.into(), self.v4.flows.expire_budget(since).max(EXPIRY_SLICE));
-        self.v6.flows.expire(now.into(), self.v6.flows.expire_budget(since).max(EXPIRY_SLICE));
+        self.v4.flows.expire_since(now.into(), since);
+        self.v6.flows.expire_since(now.into(), since);
         self.v4.end_orphans(self.tables.v4.as_ref(), now);
         self.v6.end_orphans(self.tables.v6.as_ref(), now);
         self.v4.clients.expire(now, AFFINITY_SLICE);
@@ -415,15 +414,9 @@ impl Forwarder {
     }
 }
 
-/// Connections looked at for expiry in a tick at least.
-const EXPIRY_SLICE: usize = 256;
-
 /// Clients of session affinity looked at in a tick. Only memory waits for it: whether an entry is too old is
 /// asked where it is used.
 const AFFINITY_SLICE: usize = 64;
-
-/// The longest time between two ticks that expiry makes up for at once.
-const LONGEST_TICK: Duration = Duration::from_millis(20);
 
 impl<A: Family> State<A> {
     fn new(settings: &Settings, random: &mut StdRng) -> io::Result<State<A>> {
@@ -452,7 +445,7 @@ impl<A: Family> State<A> {
                     _ if ports => self.stamps.renew_all(),
                     Changed::Nothing => {}
                     Changed::Prefixes(prefixes) => {
-                        prefixes.iter().for_each(|prefix| self.stamps.renew(*prefix))
+                        prefixes.iter().for_each(|prefix| self.stamps.renew(*prefix));
                     }
                     Changed::Everything => self.stamps.renew_all(),
                 }

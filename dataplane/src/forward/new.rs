@@ -27,21 +27,36 @@ use crate::tables::{LoopbackGuard, MasqueradePorts};
 pub(super) struct Refusal {
     pub(super) reason: Reason,
     pub(super) answer: Option<ErrorKind>,
+    /// Who the error is from.
+    pub(super) from: ErrorFrom,
+}
+
+/// Whose address an ICMP error has as its source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ErrorFrom {
+    /// The node's, or the one that the client of a known connection knows.
+    Node,
+    /// The packet's destination as it came in: the packet was translated before it was refused, and the kernel
+    /// translates the error back.
+    Destination,
 }
 
 impl From<Reason> for Refusal {
     fn from(reason: Reason) -> Self {
-        Refusal { reason, answer: None }
+        Refusal { reason, answer: None, from: ErrorFrom::Node }
     }
 }
 
 impl Refusal {
     /// NB-02.
-    pub(super) const NEIGHBOUR: Refusal =
-        Refusal { reason: Reason::NeighbourFailed, answer: Some(ErrorKind::HostUnreachable) };
+    pub(super) const NEIGHBOUR: Refusal = Refusal {
+        reason: Reason::NeighbourFailed,
+        answer: Some(ErrorKind::HostUnreachable),
+        from: ErrorFrom::Node,
+    };
 
     pub(super) fn answered(reason: Reason, answer: ErrorKind) -> Refusal {
-        Refusal { reason, answer: Some(answer) }
+        Refusal { reason, answer: Some(answer), from: ErrorFrom::Node }
     }
 }
 
@@ -122,7 +137,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             FlowKey { destination: request.destination, destination_port: request.destination_port, ..*key };
         let way = self.route_new(&routed, origin)?;
         let next_hop = self.next_hop(way);
-        self.forwardable(packet, headers, origin, way)?;
+        self.forwardable(packet, headers, origin, way).map_err(|refusal| match choice {
+            Some(_) => Refusal { from: ErrorFrom::Destination, ..refusal },
+            None => refusal,
+        })?;
         self.filter(&request, way, mark, choice.is_some())?;
 
         let out = next_hop.map(|(port, _)| port);

@@ -77,6 +77,9 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             nat::decrement_ttl(&mut packet, headers);
         }
         quote.translate(&hit.rewrite(), &mut packet, headers);
+        if headers.packet_len() > link.mtu {
+            return self.transmit_long(packet, headers, &link);
+        }
         self.transmit(packet, &link);
     }
 }

@@ -101,6 +101,12 @@ impl<A: Family> Clients<A> {
         }
     }
 
+    /// Bytes that room for `capacity` entries takes.
+    pub fn bytes_for(capacity: usize) -> u64 {
+        let capacity = capacity.min(u32::MAX as usize - 1);
+        capacity as u64 * size_of::<Entry<A>>() as u64 + capacity.next_power_of_two() as u64 * 4
+    }
+
     /// What is known of a client, by its address before translation, at a service port
     /// ([`Affinity::service_port`]).
     #[inline]

@@ -88,6 +88,32 @@ fn a_field_that_does_not_exist() {
 }
 
 #[test]
+fn ct_05_a_sysctl_that_is_not_known_and_timeouts_out_of_range() {
+    let node = |sysctl: &str| {
+        Cluster::seed().edit_node("kind: Node\n", &format!("kind: Node\nsysctl: {{{sysctl}}}\n"))
+    };
+    let refused = |sysctl: &str, words: &[&str]| assert_cluster_refused(&node(sysctl), words);
+    refused(
+        "nf_conntrack_tcp_timeout_open: 5",
+        &["node.yaml", "sysctl.nf_conntrack_tcp_timeout_open is not known"],
+    );
+    refused(
+        "nf_conntrack_udp_timeout: -1",
+        &["node.yaml", "sysctl.nf_conntrack_udp_timeout -1 is not in 1-1728000"],
+    );
+    refused("nf_conntrack_udp_timeout: 0", &["sysctl.nf_conntrack_udp_timeout 0"]);
+    refused("nf_conntrack_udp_timeout: 1728001", &["sysctl.nf_conntrack_udp_timeout 1728001"]);
+    refused("nf_conntrack_acct: 2", &["sysctl.nf_conntrack_acct 2 is not in 0-1"]);
+    let proxy = |fields: &str| {
+        let cluster = Cluster::seed().edit_proxy("conntrack:\n", &format!("conntrack:\n  {fields}\n"));
+        assert_refused(&with_files(&cluster.files(), ["compile"]), &["proxy-config.yaml", "conntrack."]);
+    };
+    proxy("udpTimeout: -1s");
+    proxy("tcpEstablishedTimeout: 5");
+    proxy("maxPerCore: -1");
+}
+
+#[test]
 fn two_ports_with_one_name() {
     let cluster = Cluster::seed()
         .edit_node("- name: caliee93b0bdd66 #", "- name: ens3 #")

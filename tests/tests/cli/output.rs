@@ -327,6 +327,18 @@ fn an_interrupted_replay_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_page_about_connection_tracking_is_the_one_that_the_code_prints() {
+    let printed = pollux(["conntrack", "docs"]);
+    assert_eq!((printed.code, printed.stderr.as_str()), (DONE, ""));
+    let page = std::fs::read_to_string(repository("docs/conntrack.md")).unwrap();
+    assert!(printed.stdout == page, "stale: pollux conntrack docs > docs/conntrack.md");
+    // CT-05 to CT-07: every setting, every state, the differences.
+    for part in ["| `nf_conntrack_udp_timeout` | 30 |", "| SYN-ACK |", "| COOKIE_ECHOED |", "| CT-07 |"] {
+        assert!(page.contains(part), "{part}");
+    }
+}
+
+#[test]
 fn completions_and_manual_pages_know_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let outcome = pollux(["completions", shell]);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use pollux_dataplane::flow::LONGEST;
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
 use pollux_dataplane::port::fault::{Faults, Probability};
 use serde_json::Value;
@@ -532,7 +533,7 @@ fn sysctl(wire: BTreeMap<String, i64>, findings: &mut Findings) -> BTreeMap<Stri
             continue;
         };
         let limits = match kind {
-            SysctlKind::Seconds => 1..=u32::MAX,
+            SysctlKind::Seconds => 1..=LONGEST.as_secs() as u32,
             SysctlKind::Switch => 0..=1,
             SysctlKind::Count => 0..=255,
         };

@@ -330,15 +330,18 @@ fn checksum_is_right(ip: &Ip<'_>) -> bool {
 /// Puts fragments together, as a receiver would.
 #[derive(Debug, Default)]
 pub(super) struct Reassembly {
-    /// By source, destination, identification, protocol: parts by offset, and the whole length when known.
-    parts: BTreeMap<(IpAddr, IpAddr, u32, u8), (BTreeMap<usize, Vec<u8>>, Option<usize>)>,
+    /// By source, destination, identification, protocol.
+    datagrams: BTreeMap<(IpAddr, IpAddr, u32, u8), Parts>,
 }
+
+/// Parts by offset, and the whole length when it is known.
+type Parts = (BTreeMap<usize, Vec<u8>>, Option<usize>);
 
 impl Reassembly {
     /// Takes a fragment. When its datagram is complete: its payload, and where it was cut.
     pub(super) fn take(&mut self, ip: &Ip<'_>) -> Option<(Vec<u8>, String)> {
         let key = (ip.source, ip.destination, ip.identification.unwrap_or(0), ip.protocol);
-        let (parts, whole) = self.parts.entry(key).or_default();
+        let (parts, whole) = self.datagrams.entry(key).or_default();
         parts.insert(ip.offset, ip.payload.to_vec());
         if !ip.more {
             *whole = Some(ip.offset + ip.payload.len());
@@ -356,7 +359,7 @@ impl Reassembly {
         if payload.len() != whole {
             return None;
         }
-        self.parts.remove(&key);
+        self.datagrams.remove(&key);
         Some((payload, cuts.join(" ")))
     }
 }

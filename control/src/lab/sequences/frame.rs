@@ -290,13 +290,13 @@ mod tests {
 
     #[test]
     fn fragments_of_a_packet_are_its_parts() {
-        let whole = built("udp data +40 id 9", false, &[]);
-        let first = built("udp data +40 id 9 frag 0-24", false, &[]);
-        let rest = built("udp data +40 id 9 frag 24-end", false, &[]);
+        let whole = built("udp data +40", false, &[]);
+        let first = built("udp data +40 frag 0-24", false, &[]);
+        let rest = built("udp data +40 frag 24-end", false, &[]);
         assert_eq!([&first[20..], &rest[20..]].concat(), whole[20..]);
         assert_eq!((first[6], first[7], rest[6], rest[7]), (0x20, 0, 0, 3));
-        let rest = built("udp data +40 id 9 frag 24-end", true, &[]);
-        assert_eq!((rest[6], &rest[40..48]), (44, &[17, 0, 0, 24, 0, 0, 0, 9][..]));
+        let rest = built("udp data +40 frag 24-end", true, &[]);
+        assert_eq!((rest[6], &rest[40..48]), (44, &[17, 0, 0, 24, 0, 0, 0, 77][..]));
     }
 
     #[test]

@@ -88,6 +88,8 @@ struct Run {
     free: [Free; 2],
     reassembly: [Reassembly; 2],
     before: [HashSet<Tuple>; 2],
+    /// The longest that a packet has taken, seconds.
+    slowest: f64,
 }
 
 impl Nodes {
@@ -188,6 +190,7 @@ impl Nodes {
             legs: self.legs(sequence),
             free: Default::default(),
             reassembly: Default::default(),
+            slowest: 0.0,
             before: self.tables()?.map(|table| table.iter().map(|entry| entry.original).collect()),
         };
         let mut outcomes = Vec::new();
@@ -239,6 +242,7 @@ impl Nodes {
 
     /// Sends a packet to both nodes and compares.
     fn send(&mut self, run: &mut Run, number: usize, sendings: [&Sending; 2]) -> io::Result<Outcome> {
+        let begun = Instant::now();
         let mut places = [Place::Host; 2];
         for side in [0, 1] {
             let sending = sendings[side];
@@ -268,6 +272,8 @@ impl Nodes {
             words.sort_by(|a, b| a.0.cmp(&b.0));
             (outcome.table[side], outcome.remaining[side]) = words.into_iter().unzip();
         }
+        run.slowest = run.slowest.max(begun.elapsed().as_secs_f64());
+        outcome.slowest = run.slowest;
         let known = facts(&outcome.left[0], &outcome.table[0]);
         outcome.unexpected =
             sendings[0].expected.iter().filter(|word| !known.contains(*word)).cloned().collect();

@@ -4,6 +4,7 @@ use super::sctp::{chunk, init, packet as sctp};
 use super::*;
 use crate::flow::segment::{Memory, Seen, is_unacknowledged};
 use crate::flow::state::{Effect, Status, begin, first_timeout, step};
+use crate::flow::window::Windows;
 use crate::packet::family::{V4, V6};
 use proptest::prelude::*;
 
@@ -86,6 +87,7 @@ struct Model<A: Family> {
     entry: EntryRef,
     status: Status,
     memory: Memory,
+    windows: Windows,
     begun: u64,
     /// Last use, and the timeout that it started; nothing when that depends on what waits for its
     /// acknowledgement.
@@ -97,6 +99,8 @@ struct World<A: Family> {
     table: FlowTable<A>,
     model: Vec<Model<A>>,
     now: u64,
+    /// Whether windows are tracked.
+    strict: bool,
 }
 
 fn original<A: Family>(protocol: usize, client: u16) -> FlowKey<A> {
@@ -177,11 +181,21 @@ impl<A: Family> World<A> {
         } else if self.model.iter().any(|c| c.new.reply == new.reply) {
             assert_eq!(got, Err(InsertError::ReplyTaken));
         } else {
-            let (status, memory) = begin(state, &first, None);
+            let mut windows = Windows::default();
+            let (status, memory) = begin(state, &first, self.strict.then_some(&mut windows));
             let settings = (self.table.sysctls(), self.table.timeouts());
             let timeout = Some(first_timeout(status, &memory, settings));
             let (begun, used) = (self.now, self.now);
-            self.model.push(Model { new, entry: got.unwrap(), status, memory, begun, used, timeout });
+            self.model.push(Model {
+                new,
+                entry: got.unwrap(),
+                status,
+                memory,
+                windows,
+                begun,
+                used,
+                timeout,
+            });
         }
     }
 
@@ -201,8 +215,11 @@ impl<A: Family> World<A> {
         let got = send(&self.table, &key, &event, self.tick());
         let age = (self.now - connection.begun) as u32;
         let mut memory = connection.memory;
+        let mut windows = connection.windows;
+        let tracked = self.strict.then_some(&mut windows);
+        let left = self.end(connection).saturating_sub(self.now);
         let settings = (self.table.sysctls(), self.table.timeouts());
-        let effect = step(connection.status, direction, &event, age, &mut memory, None, settings);
+        let effect = step(connection.status, direction, &event, age, &mut memory, tracked, settings);
         if settled {
             let Effect::Forward(next, _) = effect else { panic!("{effect:?} was waved through") };
             let connection = &mut self.model[at];
@@ -218,12 +235,14 @@ impl<A: Family> World<A> {
             }
             return;
         }
+        self.model[at].windows = windows;
         match effect {
             Effect::Forward(next, timeout) => {
                 assert!(matches!(got, Touch::Forward(_)));
                 let repeated = next.retransmissions() >= self.table.sysctls().tcp_max_retrans;
                 let asks = next.state() == State::Tcp(TcpState::Established)
                     && next.is_settled()
+                    && !self.strict
                     && !repeated
                     && matches!(timeout, Some(Timeout::TcpEstablished | Timeout::TcpUnack));
                 let connection = &mut self.model[at];
@@ -234,7 +253,15 @@ impl<A: Family> World<A> {
                 }
             }
             Effect::Invalid => assert_eq!(got, Touch::Invalid),
-            Effect::Doubt(..) => panic!("windows are not tracked"),
+            Effect::Doubt(next, cap) => {
+                assert!(self.strict && got == Touch::Invalid);
+                let cap = cap.filter(|cap| left >= 120_000 && left > self.millis(*cap));
+                let connection = &mut self.model[at];
+                (connection.status, connection.memory) = (next, memory);
+                if cap.is_some() {
+                    (connection.used, connection.timeout) = (self.now, cap);
+                }
+            }
             Effect::Last => {
                 assert!(matches!(got, Touch::Forward(_)));
                 self.model.swap_remove(at);
@@ -272,8 +299,10 @@ impl<A: Family> World<A> {
     }
 }
 
-fn run<A: Family>(start: u64, ops: &[Op]) {
-    let mut world = World::<A> { table: table(64), model: Vec::new(), now: start };
+fn run<A: Family>(start: u64, strict: bool, ops: &[Op]) {
+    let sysctls = Sysctls { tcp_be_liberal: !strict, ..Sysctls::default() };
+    let table = FlowTable::with_sysctls(64, SEED, Timeouts::default(), sysctls).unwrap();
+    let mut world = World::<A> { table, model: Vec::new(), now: start, strict };
     for op in ops {
         world.apply(op);
     }
@@ -285,17 +314,19 @@ proptest! {
     #[test]
     fn the_ipv4_table_equals_a_list(
         start in prop_oneof![Just(0u64), (1u64 << 32) - 200_000..1u64 << 32],
+        strict in any::<bool>(),
         ops in prop::collection::vec(op(), 1..200),
     ) {
-        run::<V4>(start, &ops);
+        run::<V4>(start, strict, &ops);
     }
 
     #[test]
     fn the_ipv6_table_equals_a_list(
         start in prop_oneof![Just(0u64), (1u64 << 32) - 200_000..1u64 << 32],
+        strict in any::<bool>(),
         ops in prop::collection::vec(op(), 1..200),
     ) {
-        run::<V6>(start, &ops);
+        run::<V6>(start, strict, &ops);
     }
 
     /// However full it gets: memory is bounded, an assured connection stays, and everything that is listed is

@@ -142,6 +142,30 @@ fn ct_07_the_acknowledgement_is_kept_up_to_date_by_settled_packets_across_the_wr
 }
 
 #[test]
+fn ct_07_the_refusal_of_a_syn_that_was_let_through_is_forwarded_and_ends_nothing() {
+    let c = Connection::established();
+    assert_eq!(c.back(answer(0, 1, 100)), ESTABLISHED);
+    assert_eq!(c.there(data(0, 101, 0)), ESTABLISHED);
+    let refusal = |of: u32| segment(RST | ACK, 0, of, 0);
+    assert_eq!(c.back(refusal(90_001)), Touch::Invalid);
+    assert_eq!(c.there(segment(SYN, 90_000, 0, 0)), ESTABLISHED);
+    assert_eq!(c.back(refusal(90_001)), ESTABLISHED);
+    assert_eq!(c.is(), ("ESTABLISHED", Timeout::TcpEstablished));
+    assert_eq!(c.there(segment(SYN, 90_000, 0, 0)), ESTABLISHED);
+    assert_eq!(c.back(refusal(90_002)), Touch::Invalid, "of another");
+}
+
+#[test]
+fn ct_07_a_rst_below_the_acknowledgement_closes_what_is_ending() {
+    let c = Connection::established();
+    assert_eq!(c.back(answer(0, 1, 100)), ESTABLISHED);
+    assert_eq!(c.there(data(0, 101, 0)), ESTABLISHED);
+    assert_eq!(c.there(segment(FIN_ACK, CLIENT.wrapping_add(1), SERVER.wrapping_add(101), 0)), ESTABLISHED);
+    assert_eq!(c.back(reset(0)), ESTABLISHED);
+    assert_eq!(c.is().0, "CLOSE");
+}
+
+#[test]
 fn ct_07_before_any_acknowledgement_every_rst_counts() {
     // The server refuses: its RST has the number 0, or acknowledges the SYN.
     let c = Connection::begin_with(Sysctls::default(), Timeouts::default(), segment(SYN, CLIENT, 0, 0));

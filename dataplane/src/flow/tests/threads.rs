@@ -129,3 +129,44 @@ fn ct_12_two_workers_that_see_a_fin_and_a_rst_agree() {
         assert_eq!(info.remaining, Duration::from_secs(10));
     }
 }
+
+/// Windows are tracked under a lock of each connection, connections end and begin under the table's: the two are
+/// never waited for crosswise, and what a listener hears adds up.
+#[test]
+fn ct_12_workers_that_use_end_and_begin_a_connection_at_once_come_to_an_end() {
+    let sysctls = Sysctls { tcp_be_liberal: false, acct: true, ..Sysctls::default() };
+    let table = FlowTable::<V4>::with_sysctls(2, SEED, Timeouts::default(), sysctls).unwrap();
+    let events = table.subscribe(1 << 20);
+    let new = through_service::<V4>(Protocol::TCP, 1, None, SYN);
+    thread::scope(|scope| {
+        for worker in 0..3u32 {
+            let (table, new) = (&table, &new);
+            scope.spawn(move || {
+                for round in 0..3_000u32 {
+                    let _ = table.insert_first(new, &event(Protocol::TCP, SYN), at(0));
+                    let (flags, key) = match (round + worker) % 5 {
+                        0 => (SYN_ACK, &new.reply),
+                        1 => (ACK, &new.original),
+                        2 => (RST, &new.reply),
+                        3 => (SYN, &new.original),
+                        _ => (FIN_ACK, &new.original),
+                    };
+                    packet(table, key, flags, at(u64::from(round)));
+                    table.expire(at(u64::from(round)), 2);
+                }
+            });
+        }
+    });
+    let mut alive = 0i64;
+    for event in events.try_iter() {
+        match event.kind {
+            EventKind::New => alive += 1,
+            EventKind::Destroy => alive -= 1,
+            EventKind::Update => {}
+        }
+    }
+    assert_eq!((alive, table.events_lost()), (table.len() as i64, 0));
+    let counters = table.counters();
+    let ended = counters.removed + counters.expired + counters.evicted;
+    assert_eq!(counters.inserted - ended, table.len() as u64);
+}

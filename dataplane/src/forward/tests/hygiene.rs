@@ -13,10 +13,14 @@ fn fw_01_time_exceeded_quotes_the_packet_as_it_came_in() {
         let asked = node.from(CALI_7).ttl(ttl).bytes(Kind::SYN, POD, MYAPP);
         let error = icmp_error(&node.receive(CALI_7, &asked));
         assert_eq!((error.port, error.link, error.kind), (CALI_7, TO_POD_7, (11, 0)));
-        assert_eq!(error.source.to_string(), "172.16.1.50");
+        // The first packet of a connection to a Service is translated before it is refused: the kernel translates the
+        // error back.
+        assert_eq!(error.source.to_string(), "10.150.18.86");
         assert_eq!(error.quoted, asked[14..]);
     }
-    assert_eq!((node.dropped(Reason::TtlExceeded), node.flows()), (2, 0));
+    let error = icmp_error(&node.from(CALI_7).ttl(1).syn(POD, FAR));
+    assert_eq!(error.source.to_string(), "172.16.1.50");
+    assert_eq!((node.dropped(Reason::TtlExceeded), node.flows()), (3, 0));
     let sent = node.from(CALI_7).ttl(2).syn(POD, MYAPP);
     assert_eq!(sent[0].bytes[22], 1);
 }

@@ -313,3 +313,26 @@ fn rt_05_an_established_flow_moves_into_the_tunnel_with_its_route() {
     node.set(behind());
     assert_eq!(node.from(CALI_7).syn(POD, MYAPP), [through(&ip(Kind::SYN, POD, BEHIND, 63))]);
 }
+
+#[test]
+fn fw_02_what_may_be_fragmented_enters_the_tunnel_in_fragments() {
+    let mut node = behind().start();
+    let asked = node.from(CALI_7).payload(2_000).bytes(Kind::Udp, POD, "10.151.32.5:9");
+    let sent = node.receive(CALI_7, &asked);
+    let mut data = Vec::new();
+    for out in &sent {
+        assert_eq!(out.port, ENS3);
+        let (header, inner) = Ipv4Header::from_slice(&out.bytes[14..]).unwrap();
+        let protocol = (header.protocol, header.destination, header.dont_fragment);
+        assert_eq!(protocol, (IpNumber(4), [172, 16, 2, 77], true));
+        let (header, part) = Ipv4Header::from_slice(inner).unwrap();
+        assert_eq!(header.header_checksum, header.calc_header_checksum());
+        assert_eq!((header.time_to_live, header.identification), (63, 0x1234));
+        assert!(inner.len() <= 1480);
+        assert_eq!(usize::from(header.fragment_offset.byte_offset()), data.len());
+        data.extend_from_slice(part);
+        assert_eq!(header.more_fragments, data.len() < 2_008);
+    }
+    assert_eq!((sent.len(), node.stats().split), (2, 1));
+    assert_eq!(data, asked[34..], "nothing is translated on this way");
+}
