@@ -70,18 +70,19 @@ fn family<A: Internet>(criterion: &mut Criterion, name: &str) {
             editor.replace(back.prefix, [back]);
         }
     });
-    let mut port = 100;
     group.bench_function("change", |bencher| {
         bencher.iter_custom(|times| {
             measure(times, &mut editor, |editor| {
-                port += 1;
                 let prefix = routes[random.random_range(1..routes.len())].prefix;
-                editor.replace(prefix, [Route::new(prefix, RouteKind::Via(NextHop::on_link(PortId(port))))])
+                let before =
+                    editor.get(prefix).and_then(|route| route.kind.next_hop(0)).map(|hop| hop.port.0);
+                let port = PortId(before.unwrap_or(0) ^ 1);
+                editor.replace(prefix, [Route::new(prefix, RouteKind::Via(NextHop::on_link(port)))])
             })
         });
     });
+    let mut there = true;
     group.bench_function("update_default", |bencher| {
-        let mut there = true;
         bencher.iter_custom(|times| {
             measure(times, &mut editor, |editor| {
                 there = !there;
