@@ -13,6 +13,7 @@ use crate::packet::ethernet;
 use crate::packet::fragment;
 use crate::packet::icmp::ErrorKind;
 use crate::packet::parse::Headers;
+use crate::packet::transport::verify_transport_checksum;
 use crate::packet::{Address, Family, Packet, Protocol};
 use crate::route::{AdjacencyId, Hold, Link};
 use crate::service::{Mark, Origin};
@@ -53,6 +54,10 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
         let event = flow::Event::of(&packet, headers);
         if !self.state.flows.pass(hit, &event, self.now.into()) {
+            // CT-08: a damaged packet must not move a connection. (Where nothing moves, the receiver finds out.)
+            if !verify_transport_checksum(&packet, headers) {
+                return self.invalid(packet, headers, origin, Reason::TransportChecksum);
+            }
             match self.state.flows.touch(hit, &event, self.now.into()) {
                 Touch::Forward(Class::Established) => {}
                 // WK-08: as long as no reply was seen the filter is asked about every packet.

@@ -40,9 +40,9 @@ pub(super) const DIFFERENCES: [Difference; 15] = [
     },
     Difference {
         rule: "CT-08",
-        kernel: "`nf_conntrack_checksum` can be switched off",
-        pollux: "a new connection's transport checksum is always verified, a partial one (offload) is taken as right",
-        reason: "a packet that its receiver drops makes no entry",
+        kernel: "every packet's transport checksum is verified; `nf_conntrack_checksum` can be switched off",
+        pollux: "it is always verified where a packet makes a connection or may change its state, and not for plain packets of one in steady use, nor over fragments; a partial one (offload) is taken as right",
+        reason: "a packet that its receiver drops must not move a connection; what moves nothing, the receiver judges",
     },
     Difference {
         rule: "CT-09",

@@ -229,6 +229,25 @@ fn ct_08_invalid_is_delivered_to_the_node_sent_by_it_and_never_forwarded() {
     assert_eq!((node.dropped(Reason::TransportChecksum), node.flows()), (1, 0));
 }
 
+#[test]
+fn ct_08_a_damaged_packet_does_not_move_its_connection() {
+    const CLIENT: &str = "10.151.51.7:40000";
+    const BACKEND: &str = "10.151.51.8:80";
+    let mut node = seed();
+    assert_eq!(node.from(CALI_7).of(Kind::SYN, CLIENT, BACKEND).len(), 1);
+    assert_eq!(node.from(CALI_8).of(Kind::SYN_ACK, BACKEND, CLIENT).len(), 1);
+    let state = |node: &Node| node.forwarder.flows_v4().list(0, 1, node.now.into()).0[0].state.name();
+    assert_eq!(node.from(CALI_7).of(Kind::ACK, CLIENT, BACKEND).len(), 1);
+    assert_eq!(state(&node), "ESTABLISHED");
+    let whole = node.from(CALI_7).bytes(Kind::FIN, CLIENT, BACKEND);
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    assert_eq!(node.receive(CALI_7, &damaged), []);
+    assert_eq!((node.dropped(Reason::TransportChecksum), state(&node)), (1, "ESTABLISHED"));
+    assert_eq!(node.receive(CALI_7, &whole).len(), 1);
+    assert_eq!(state(&node), "FIN_WAIT");
+}
+
 /// A frame of another type from the gateway.
 fn other(destination: LinkAddr, ether_type: u16) -> Vec<u8> {
     let mut frame = [destination.0, GATEWAY.0].concat();
