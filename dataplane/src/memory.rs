@@ -51,6 +51,15 @@ impl Mapping {
         Ok(Mapping { start, len, huge: false, mapped })
     }
 
+    /// Has the kernel find all of the memory now, where it would else do so page by page, at the first touch of each:
+    /// a pause of up to a millisecond for 2 MiB. A kernel before 5.14 does nothing.
+    pub fn populate(&self) {
+        const MADV_POPULATE_WRITE: libc::c_int = 23;
+        // SAFETY: the range is this mapping; the advice changes no content. It may be refused, which costs
+        // pauses only.
+        unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, MADV_POPULATE_WRITE) };
+    }
+
     /// The first byte.
     pub fn start(&self) -> NonNull<u8> {
         self.start

@@ -175,6 +175,7 @@ fn run<A: Numbered>(connections: usize) -> Result<Run, String> {
     let timeouts = Timeouts::default();
     let table: FlowTable<A> = FlowTable::new(connections, SEED, timeouts)
         .map_err(|error| format!("no table for {connections} connections: {error}"))?;
+    table.populate();
     let mut longest = Duration::ZERO;
 
     let begin = Instant::from_secs(1);

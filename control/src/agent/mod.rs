@@ -187,6 +187,9 @@ impl Agent {
         let flows = tracking::FlowTables::of(worker.forwarder());
         let shared = Shared::new(inputs, kernel, handle, flows, pool, host)?;
         let tables = Arc::clone(&shared.state().compiled.tables);
+        // What is not forwarded needs no memory.
+        tables.v4.as_ref().inspect(|_| worker.forwarder().flows_v4().populate());
+        tables.v6.as_ref().inspect(|_| worker.forwarder().flows_v6().populate());
         let families = families(&tables);
         worker.forwarder().set_tables(tables);
         for (id, port) in opened.ports {

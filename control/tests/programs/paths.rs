@@ -19,11 +19,38 @@ const BYTES: u64 = 2_000_000;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
+        trial("nat_08_ping_of_every_size", ping),
         trial("fw_01_traceroute_shows_every_hop", traceroute),
         trial("nat_07_traceroute_to_a_service_ends_at_the_service", traceroute_to_a_service),
         trial("nat_07_transfers_find_the_mtu_behind_a_service", transfers_find_the_mtu),
         trial("nat_07_tracepath_finds_the_mtu", tracepath),
     ]
+}
+
+/// Bytes of data of the echo requests: one, either side of what fits a packet of each MTU, and many fragments.
+const SIZES: [&str; 9] = ["1", "56", "1400", "1422", "1423", "1472", "1473", "4000", "8000"];
+
+fn ping(site: &mut Site) -> Outcome {
+    for family in &families() {
+        for (from, to) in [
+            (POD_A, family.pod_b),
+            (POD_A, family.far),
+            (CLIENT, family.pod_b),
+            (CLIENT, family.node),
+            (NODE, family.pod_b),
+        ] {
+            for size in SIZES {
+                let to = to.to_string();
+                let said = site.run(from, "ping", &["-n", "-c2", "-i0.01", "-W2", "-s", size, &to])?;
+                if !said.success || !said.text().contains("2 received, 0% packet loss") {
+                    return Err(
+                        format!("{from} to {to}, {size} bytes: {}{}", said.text(), said.stderr).into()
+                    );
+                }
+            }
+        }
+    }
+    site.check(&[])
 }
 
 /// Lets Pollux and the routers send as many ICMP errors as there is cause for: they would send one a second.

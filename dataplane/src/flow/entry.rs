@@ -98,6 +98,10 @@ impl<A: Family> Entries<A> {
         Ok(Entries { words: Array::new(words)?, family: PhantomData })
     }
 
+    pub(super) fn populate(&self) {
+        self.words.populate();
+    }
+
     /// The words of an entry. For IPv4 only the first eight are its own.
     #[inline]
     pub(super) fn view(&self, index: u32) -> &View {

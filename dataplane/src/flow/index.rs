@@ -60,6 +60,10 @@ impl Index {
         buckets as u64 * WORDS as u64 * 8
     }
 
+    pub(super) fn populate(&self) {
+        self.words.populate();
+    }
+
     /// Bytes of all buckets.
     pub(super) fn bytes(&self) -> usize {
         self.words.len() * 8

@@ -36,6 +36,11 @@ impl<T: sealed::Number> Array<T> {
             len.checked_mul(size_of::<T>()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         Ok(Array { mapping: Mapping::new(bytes)?, len, numbers: std::marker::PhantomData })
     }
+
+    /// As [`Mapping::populate`].
+    pub(crate) fn populate(&self) {
+        self.mapping.populate();
+    }
 }
 
 impl<T: sealed::Number> Deref for Array<T> {

@@ -27,6 +27,9 @@ impl<T: Number> Array<T> {
         }
         Ok(Array((0..len).map(|_| T::default()).collect()))
     }
+
+    /// It is all there already.
+    pub(crate) fn populate(&self) {}
 }
 
 impl<T: Number> Deref for Array<T> {
