@@ -112,7 +112,7 @@ mod tests {
             panic!("an assured connection gave way");
         }
         let line = refused(&table, &mut seen).unwrap();
-        assert_eq!(line, "the IPv4 flow table is full: 1 of 1 connections, 1 new ones refused");
+        assert_eq!(line, "the ipv4 flow table is full: 1 of 1 connections, 1 new ones refused");
         assert_eq!(refused(&table, &mut seen), None);
     }
 }

@@ -41,7 +41,8 @@ fn ping(site: &mut Site) -> Outcome {
         ] {
             for size in SIZES {
                 let to = to.to_string();
-                let said = site.run(from, "ping", &["-n", "-c2", "-i0.01", "-W2", "-s", size, &to])?;
+                let said =
+                    site.run(from, "ping", &["-n", "-M", "dont", "-c2", "-i0.01", "-W2", "-s", size, &to])?;
                 if !said.success || !said.text().contains("2 received, 0% packet loss") {
                     return Err(
                         format!("{from} to {to}, {size} bytes: {}{}", said.text(), said.stderr).into()
@@ -112,13 +113,14 @@ fn traceroute_to_a_service(site: &mut Site) -> Outcome {
     without_limit(site)?;
     for family in &families() {
         let port = At::Closed.port().to_string();
-        let (node, edge) = (family.node, family.edge);
+        let edge = family.edge[1];
         let (near, deep) = (To::Near.cluster_ip(family), To::Deep.cluster_ip(family));
         for (from, wanted) in [
-            (CLIENT, vec![edge[1], node, near]),
-            (POD_A, vec![node, near]),
-            // What routers behind the translation say comes from the Service's address, as behind Linux' NAT.
-            (POD_A, vec![node, deep, deep, deep]),
+            // What the node and the routers behind it say of translated packets comes from the Service's address,
+            // as it does on Linux.
+            (CLIENT, vec![edge, near, near]),
+            (POD_A, vec![near, near]),
+            (POD_A, vec![deep, deep, deep, deep]),
         ] {
             let to = *wanted.last().ok_or("no hop")?;
             let wanted: Vec<String> = wanted.iter().map(IpAddr::to_string).collect();
