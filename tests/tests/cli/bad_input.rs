@@ -109,7 +109,7 @@ fn ct_05_a_sysctl_that_is_not_known_and_timeouts_out_of_range() {
         assert_refused(&with_files(&cluster.files(), ["compile"]), &["proxy-config.yaml", "conntrack."]);
     };
     proxy("udpTimeout: -1s");
-    proxy("tcpEstablishedTimeout: 5");
+    proxy("udpStreamTimeout: 5");
     proxy("maxPerCore: -1");
 }
 
