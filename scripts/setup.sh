@@ -22,9 +22,8 @@ test)
 	needs+=("curl curl" "nginx nginx" "iperf3 iperf3" "dig bind9-dnsutils" "dnsmasq dnsmasq-base" "openssl openssl"
 		"ping iputils-ping" "tracepath iputils-tracepath" "traceroute traceroute" "wrk wrk")
 	;;
-soak) needs=("${compiler[@]}" "${namespaces[@]}" "ping iputils-ping") ;;
+soak) needs=("${compiler[@]}" "${namespaces[@]}" "ping iputils-ping" "jq jq") ;;
 bench) needs=("${compiler[@]}" "valgrind valgrind") ;;
-soak) needs=("${compiler[@]}" "jq jq") ;;
 lint) needs=("${compiler[@]}") ;;
 *)
 	echo "usage: scripts/setup.sh demo|test|soak|bench|lint" >&2
