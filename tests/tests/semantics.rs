@@ -76,7 +76,7 @@ fn every_rule_has_its_place_and_its_proof() {
         }
     }
     let mut code = String::new();
-    for folder in ["control", "dataplane", "tests"] {
+    for folder in ["bench", "control", "dataplane", "tests"] {
         sources(&root().join(folder), &mut code);
     }
     for row in &rows {
