@@ -265,24 +265,32 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         if let Err(refusal) = self.fits(&packet, headers, origin, self.state.neighbours.mtu(adjacency)) {
             return self.refuse(packet, headers, refusal);
         }
-        match self.state.neighbours.hold(adjacency, packet, source, self.now) {
-            Hold::Waiting => {
-                self.see_held(adjacency);
-                self.poll_neighbours();
-            }
-            Hold::Refused(packet, Reason::NeighbourFailed) => {
-                self.refuse(packet, headers, Refusal::NEIGHBOUR);
-            }
-            Hold::Refused(packet, reason) => self.drop(packet, reason),
-            // The neighbour was looked at just now.
-            Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
+        match self.wait(packet, source, adjacency) {
+            Ok(()) => {}
+            Err((packet, Reason::NeighbourFailed)) => self.refuse(packet, headers, Refusal::NEIGHBOUR),
+            Err((packet, reason)) => self.drop(packet, reason),
         }
     }
 
-    pub(super) fn see_held(&mut self, adjacency: AdjacencyId) {
-        if let Some(address) = self.state.neighbours.address(adjacency) {
-            let port = self.state.neighbours.port(adjacency);
-            self.observer.see(Event::Held { port, neighbour: address.into() });
+    /// Lets a packet wait as it is, or gives it back with the reason why it may not.
+    pub(super) fn wait(
+        &mut self,
+        packet: Packet,
+        source: A::Addr,
+        adjacency: AdjacencyId,
+    ) -> Result<(), (Packet, Reason)> {
+        match self.state.neighbours.hold(adjacency, packet, source, self.now) {
+            Hold::Waiting => {
+                if let Some(address) = self.state.neighbours.address(adjacency) {
+                    let port = self.state.neighbours.port(adjacency);
+                    self.observer.see(Event::Held { port, neighbour: address.into() });
+                }
+                self.poll_neighbours();
+                Ok(())
+            }
+            Hold::Refused(packet, reason) => Err((packet, reason)),
+            // The neighbour was looked at just now.
+            Hold::Ready(packet) | Hold::Outdated(packet) => Err((packet, Reason::NeighbourQueue)),
         }
     }
 

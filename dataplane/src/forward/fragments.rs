@@ -14,7 +14,7 @@ use crate::packet::fragment::{Piece, cut};
 use crate::packet::parse::{FragmentKind, Headers, IcmpClass};
 use crate::packet::{Family, Offload, Packet, Protocol, ethernet};
 use crate::port::finish;
-use crate::route::{AdjacencyId, Hold, Link};
+use crate::route::{AdjacencyId, Link};
 use crate::service::{Locality, Origin};
 use crate::stats::Reason;
 
@@ -166,17 +166,8 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         }
         self.translate(&mut packet, headers, origin, rewrite);
         packet.port = ORIGINATED;
-        match self.state.neighbours.hold(adjacency, packet, rewrite.source, self.now) {
-            Hold::Waiting => {
-                if let Some(address) = self.state.neighbours.address(adjacency) {
-                    let port = self.state.neighbours.port(adjacency);
-                    self.observer.see(Event::Held { port, neighbour: address.into() });
-                }
-                self.poll_neighbours();
-            }
-            Hold::Refused(packet, reason) => self.drop(packet, reason),
-            // The neighbour was looked at just now.
-            Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
+        if let Err((packet, reason)) = self.wait(packet, rewrite.source, adjacency) {
+            self.drop(packet, reason);
         }
     }
 

@@ -20,7 +20,7 @@ use crate::packet::{Address, Family, LinkAddr, Packet, PortId, Protocol, V4, V6}
 use crate::pool::Pool;
 use crate::route::discovery::source_on_link;
 use crate::route::resolution::{self, Addressed, Message, MessageKind, Responder};
-use crate::route::{AdjacencyId, Hold, Learned, NeighbourEvent, Solicitation};
+use crate::route::{AdjacencyId, Learned, NeighbourEvent, Solicitation};
 use crate::service::{Locality, Origin};
 use crate::stats::Reason;
 use crate::tables::{Foreign, PortInfo, Ports, ProxyArp, Role, Sharing};
@@ -249,14 +249,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
     pub(super) fn send_own(&mut self, packet: Packet, source: A::Addr, adjacency: AdjacencyId) {
         match self.link(adjacency) {
             Some(link) => self.transmit(packet, &link),
-            None => match self.state.neighbours.hold(adjacency, packet, source, self.now) {
-                Hold::Waiting => {
-                    self.see_held(adjacency);
-                    self.poll_neighbours();
+            None => {
+                if let Err((packet, reason)) = self.wait(packet, source, adjacency) {
+                    self.drop(packet, reason);
                 }
-                Hold::Refused(packet, reason) => self.drop(packet, reason),
-                Hold::Ready(packet) | Hold::Outdated(packet) => self.drop(packet, Reason::NeighbourQueue),
-            },
+            }
         }
     }
 
