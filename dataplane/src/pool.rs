@@ -317,6 +317,24 @@ impl Chain {
         *self = kept;
     }
 
+    /// Appends a chunk that a device filled. Its filled part must lie in the chunk.
+    pub(crate) fn push(&mut self, buffer: Buffer, start: u16, len: u16) {
+        debug_assert!(usize::from(start) + usize::from(len) <= CHUNK);
+        let mut last = self.append(buffer.pool, buffer);
+        last.set_segment(Segment { start, len, next: NONE });
+    }
+
+    /// Takes the chunk in front out of the chain, with the start and the length of its filled part.
+    pub(crate) fn pop(&mut self, pool: &'static Pool) -> Option<(Buffer, u16, u16)> {
+        if self.is_empty() {
+            return None;
+        }
+        let buffer = std::mem::ManuallyDrop::into_inner(self.view(pool, self.first));
+        let segment = buffer.segment();
+        self.first = segment.next;
+        Some((buffer, segment.start, segment.len))
+    }
+
     fn append(&mut self, pool: &'static Pool, mut buffer: Buffer) -> std::mem::ManuallyDrop<Buffer> {
         buffer.set_segment(Segment::EMPTY);
         let index = buffer.index;
@@ -385,9 +403,9 @@ mod tests {
     fn a_chain_continues_behind_what_a_device_placed() {
         let pool = Pool::new(1).unwrap();
         let mut chain = Chain::default();
-        let mut first = chain.append(pool, pool.allocate().unwrap());
+        let mut first = pool.allocate().unwrap();
         first.bytes_mut()[128..132].copy_from_slice(b"from");
-        first.set_segment(Segment { start: 128, len: 4, next: NONE });
+        chain.push(first, 128, 4);
         let rest = vec![9; 2000];
         assert_eq!(chain.extend(pool, &rest), rest.len());
         let lengths: Vec<usize> = chain.segments(pool).map(<[u8]>::len).collect();

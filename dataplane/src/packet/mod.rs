@@ -125,6 +125,17 @@ pub struct Packet {
 
 const _: () = assert!(size_of::<Packet>() == 48 && size_of::<Option<Packet>>() == 48);
 
+/// A chunk of the pool in a device's hands, and the part of it that a frame fills.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chunk {
+    /// Number of the chunk in its pool.
+    pub index: u32,
+    /// Where the filled part starts in the chunk, bytes.
+    pub start: u16,
+    /// Its length, bytes.
+    pub len: u16,
+}
+
 /// The pool has no free chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PoolEmpty;
@@ -156,6 +167,56 @@ impl Packet {
         let mut packet = Packet::new(pool, port)?;
         packet.extend(bytes)?;
         Ok(packet)
+    }
+
+    /// A frame that a device has put into `chunks`, in this order; nothing when there are none.
+    ///
+    /// # Safety
+    /// Each index came from [`Buffer::into_index`] of a buffer of `pool` (or from [`into_chunks`](Packet::into_chunks)),
+    /// is here for the first time since, and the device reads and writes the chunk no more.
+    ///
+    /// # Panics
+    /// When the filled part of a chunk does not lie in it.
+    #[inline]
+    pub unsafe fn from_chunks(
+        pool: &'static Pool,
+        port: PortId,
+        chunks: impl IntoIterator<Item = Chunk>,
+    ) -> Option<Packet> {
+        let mut chunks = chunks.into_iter().map(|chunk| {
+            assert!(usize::from(chunk.start) + usize::from(chunk.len) <= CHUNK, "a part beyond its chunk");
+            // SAFETY: promised by the caller.
+            (unsafe { Buffer::from_index(pool, chunk.index) }, chunk)
+        });
+        let (head, first) = chunks.next()?;
+        let mut len = u32::from(first.len);
+        let mut rest = Chain::default();
+        for (buffer, chunk) in chunks {
+            len += u32::from(chunk.len);
+            rest.push(buffer, chunk.start, chunk.len);
+        }
+        let offload = Offload::default();
+        Some(Packet { head, start: first.start, head_len: first.len, len, rest, port, offload })
+    }
+
+    /// Gives the frame's chunks away, in order: to a device that is to send them. The pool counts them as in use until
+    /// they come back through [`Buffer::from_index`] or [`from_chunks`](Packet::from_chunks).
+    #[inline]
+    pub fn into_chunks(self, take: &mut impl FnMut(Chunk)) {
+        // Not dropped: the first chunk is given away here, the others below.
+        let mut packet = std::mem::ManuallyDrop::new(self);
+        let pool = packet.head.pool();
+        let mut rest = std::mem::take(&mut packet.rest);
+        take(Chunk { index: packet.head.index(), start: packet.start, len: packet.head_len });
+        while let Some((buffer, start, len)) = rest.pop(pool) {
+            take(Chunk { index: buffer.into_index(), start, len });
+        }
+    }
+
+    /// How many chunks the frame fills.
+    #[inline]
+    pub fn chunks(&self) -> usize {
+        if self.is_contiguous() { 1 } else { self.segments().count() }
     }
 
     /// Length of the frame in bytes.
@@ -343,6 +404,26 @@ mod tests {
         assert!(packet.grow(pool.capacity() * CHUNK).is_err());
         drop(packet);
         assert_eq!(pool.available(), pool.capacity());
+    }
+
+    #[test]
+    fn a_frame_passes_a_device_chunk_by_chunk() {
+        let pool = Pool::new(64).unwrap();
+        let bytes: Vec<u8> = (0..9_000u32).map(|i| (i % 253) as u8).collect();
+        for len in [1, 1_514, 1_792, 1_793, 9_000] {
+            let packet = Packet::copy_of(pool, PortId(1), &bytes[..len]).unwrap();
+            let (count, used) = (packet.chunks(), pool.capacity() - pool.available());
+            let mut chunks = Vec::new();
+            packet.into_chunks(&mut |chunk| chunks.push(chunk));
+            assert_eq!((chunks.len(), pool.capacity() - pool.available()), (count, used));
+            // SAFETY: the chunks were given away above, to nobody.
+            let packet = unsafe { Packet::from_chunks(pool, PortId(2), chunks) }.unwrap();
+            assert_eq!((packet.to_vec(), packet.port), (bytes[..len].to_vec(), PortId(2)));
+            drop(packet);
+            assert_eq!(pool.available(), pool.capacity());
+        }
+        // SAFETY: there are none.
+        assert!(unsafe { Packet::from_chunks(pool, PortId(2), []) }.is_none());
     }
 
     #[test]
