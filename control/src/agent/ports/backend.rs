@@ -113,12 +113,12 @@ pub(super) struct Opening<'a> {
     /// The number that the tables know it by.
     pub(super) id: PortId,
     /// The configuration of the whole node.
-    #[expect(dead_code, reason = "for the backends that are set up once for all ports")]
+    #[allow(dead_code, reason = "for the backends that are set up once for all ports")]
     pub(super) node: &'a NodeConfig,
     /// Where its frames lie.
     pub(super) pool: &'static Pool,
     /// How many workers there are: a device with as many queues gives one to each.
-    #[expect(dead_code, reason = "for the backends with several queues")]
+    #[allow(dead_code, reason = "for the backends with several queues")]
     pub(super) workers: usize,
 }
 

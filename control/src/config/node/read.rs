@@ -473,4 +473,3 @@ fn contains(prefix: IpPrefix, address: IpAddr) -> bool {
         IpAddr::V6(address) => prefix.of::<V6>().is_some_and(|prefix| prefix.contains(address)),
     }
 }
-
