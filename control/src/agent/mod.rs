@@ -16,6 +16,7 @@ mod changes;
 mod client;
 pub mod conntrack;
 mod cores;
+mod files;
 mod follow;
 mod full;
 mod input;
@@ -195,6 +196,7 @@ impl Agent {
         let netns = Netns::current().map_err(Failure::environment)?;
         let before = Mirror::dump(&netns).map_err(Failure::environment)?;
         ports::check(&config, &before)?;
+        files::check(ports::count(&config, &before), config.worker_count())?;
         machine::view(&inputs.config, &before)?;
         let settings = settings(&inputs.config);
         check_memory(&settings)?;

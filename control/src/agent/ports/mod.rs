@@ -13,9 +13,18 @@ mod live;
 mod pair;
 mod share;
 
+use crate::config::NodeConfig;
+use crate::kernel::state::KernelState;
+
 pub(super) use self::backend::name as backend_name;
 pub(super) use self::check::check;
 pub(super) use self::counted::Counted;
 pub(super) use self::host::HostRoutes;
 pub(super) use self::live::{LivePorts, Status};
 pub(super) use self::share::Attached;
+
+/// How many ports there are: named ones, and those by pattern whose interface is there.
+pub(super) fn count(config: &NodeConfig, kernel: &KernelState) -> usize {
+    let by_pattern = kernel.links.iter().filter(|link| config.port_by_pattern(&link.name).is_some());
+    config.ports.len() + by_pattern.count()
+}
