@@ -121,7 +121,8 @@ struct Siblings {
 struct State<A: Family> {
     /// Shared with who lists and removes connections without the worker.
     flows: Arc<FlowTable<A>>,
-    clients: Clients<A>,
+    /// Shared too: a client's connections come to any worker.
+    clients: Arc<Clients<A>>,
     neighbours: Neighbours<A>,
     fragments: Fragments<A>,
     /// Changes of routing: a flow whose next hop was found under another stamp of its destination looks again.
@@ -523,7 +524,7 @@ impl<A: Family> State<A> {
                 settings.timeouts.clone(),
                 settings.sysctls,
             )?),
-            clients: Clients::new(settings.clients),
+            clients: Arc::new(Clients::new(settings.clients)),
             neighbours: Neighbours::default(),
             fragments: Fragments::new(Limits::of::<A>()),
             stamps: Stamps::default(),
