@@ -136,7 +136,8 @@ impl Longest {
 }
 
 /// Everything can be left to the device.
-pub(crate) const EVERYTHING: Capabilities = Capabilities { partial_checksum: true, gso: true };
+pub(crate) const EVERYTHING: Capabilities = Capabilities { partial_checksum: true, gso: true, udp_gso: true };
 
 /// Only complete frames.
-pub(crate) const COMPLETE: Capabilities = Capabilities { partial_checksum: false, gso: false };
+pub(crate) const COMPLETE: Capabilities =
+    Capabilities { partial_checksum: false, gso: false, udp_gso: false };
