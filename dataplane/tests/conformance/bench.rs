@@ -91,6 +91,11 @@ pub(crate) trait Wire: Send {
     /// Makes frames of `bytes` bytes behind their link header possible on the port's device, and on the wire.
     fn set_mtu(&mut self, _bytes: usize) {}
 
+    /// The pool of the frames that it sends, where they reach the port as they are.
+    fn memory(&self) -> Option<&'static Pool> {
+        None
+    }
+
     /// Frames that the device between has lost and counted itself, in both directions.
     fn lost(&mut self) -> u64 {
         0
@@ -124,12 +129,16 @@ impl Bench {
     /// Takes everything down and looks whether memory is missing.
     pub(crate) fn close(self) {
         let Bench { port, wire, pool, .. } = self;
+        let lent = wire.memory();
         drop((port, wire));
         assert_eq!(
             pool.available(),
             pool.capacity(),
             "chunks of the pool that are free, after the port is gone"
         );
+        if let Some(lent) = lent {
+            assert_eq!(lent.available(), lent.capacity(), "chunks of the far end's pool that are free");
+        }
     }
 
     /// The far end takes what the port sends, or not.

@@ -5,6 +5,9 @@ use std::fmt;
 use etherparse::PacketBuilder;
 use pollux_dataplane::packet::{ChecksumState, Gso, GsoKind, Offload, Packet, PortId};
 use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::finish;
+
+use crate::bench::Lease;
 
 pub(crate) const ETHERNET: usize = 14;
 pub(crate) const VLAN_TAG: usize = 4;
@@ -187,4 +190,14 @@ pub(crate) fn super_frames() -> Vec<Frame> {
         tcp4_super(7, 4, 9_000).tagged(),
         tcp6_super(30_000).tagged(),
     ]
+}
+
+/// What a device makes of a frame that was left to it: complete frames of one segment each. (That the software which
+/// does it here does it right is held elsewhere, against another implementation.)
+pub(crate) fn finished(frame: &Frame) -> Vec<Frame> {
+    let lease = Lease::new();
+    let mut pieces = Vec::new();
+    let result = finish::segment(frame.packet(lease.pool()), &mut |piece| pieces.push(Frame::of(&piece)));
+    result.expect("a frame that can be cut");
+    pieces
 }

@@ -22,7 +22,7 @@ use libtest_mimic::{Arguments, Trial};
 use backends::{BACKENDS, Backend, NATURES};
 use bench::Lease;
 use nature::Needs;
-use properties::{PROPERTIES, Property};
+use properties::Property;
 use sandbox::Rights;
 
 fn main() {
@@ -39,7 +39,10 @@ fn main() {
         if !allowed {
             println!("not root: {} is left out ({:?})", backend.nature.name, backend.nature.needs);
         }
-        trials.extend(PROPERTIES.iter().map(|property| trial(backend, property).with_ignored_flag(!allowed)));
+        trials.extend(
+            properties::of(backend.nature)
+                .map(|property| trial(backend, property).with_ignored_flag(!allowed)),
+        );
     }
     trials.push(Trial::test("the_page_is_what_was_found", || {
         let page = std::fs::read_to_string(docs::PATH)?;

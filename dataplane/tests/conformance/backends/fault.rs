@@ -12,7 +12,8 @@ use crate::backends::{Backend, af_packet, memory};
 use crate::bench::{Bench, Device, Sent, Taking, Wire};
 use crate::frame::Frame;
 use crate::nature::{
-    COMPLETE, Down, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Arrival, COMPLETE, Down, EmptyPool, FullReceive, FullTransmit, Into, Jumbo, Longest, Nature, Needs,
+    Sleep, Unfit,
 };
 
 pub(super) const MEMORY: Nature = Nature {
@@ -20,7 +21,7 @@ pub(super) const MEMORY: Nature = Nature {
     far_end: "a handle",
     needs: Needs::Nothing,
     out: COMPLETE,
-    into: COMPLETE,
+    into: Into { checksums: Arrival::Finished, super_frames: Arrival::Finished },
     shortest: 0,
     longest: Longest::Any,
     unfit: Unfit::LostBehind,
@@ -37,7 +38,7 @@ pub(super) const AF_PACKET: Nature = Nature {
     far_end: "a raw socket at the veth's peer",
     needs: Needs::Namespace,
     out: COMPLETE,
-    into: COMPLETE,
+    into: Into { checksums: Arrival::Finished, super_frames: Arrival::Finished },
     shortest: 14,
     longest: Longest::Bytes(1514),
     unfit: Unfit::LostBehind,
@@ -77,6 +78,10 @@ impl<W: Wire> Wire for Behind<W> {
 
     fn set_mtu(&mut self, bytes: usize) {
         self.wire.set_mtu(bytes);
+    }
+
+    fn memory(&self) -> Option<&'static Pool> {
+        self.wire.memory()
     }
 
     fn lost(&mut self) -> u64 {

@@ -7,7 +7,8 @@ use crate::backends::Backend;
 use crate::bench::{Bench, Device, Lease, PORT, Sent, Wire};
 use crate::frame::Frame;
 use crate::nature::{
-    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, MARKED, Nature, Needs, Sleep,
+    Unfit,
 };
 
 pub(super) const NATURE: Nature = Nature {
@@ -15,7 +16,7 @@ pub(super) const NATURE: Nature = Nature {
     far_end: "a handle",
     needs: Needs::Nothing,
     out: EVERYTHING,
-    into: EVERYTHING,
+    into: MARKED,
     shortest: 0,
     longest: Longest::Any,
     unfit: Unfit::StayWithCaller,
@@ -53,6 +54,10 @@ impl Wire for MemoryWire {
 
     fn receive(&mut self) -> Option<Frame> {
         self.handle.take_sent().map(|packet| Frame::of(&packet))
+    }
+
+    fn memory(&self) -> Option<&'static Pool> {
+        Some(self.lease.pool())
     }
 
     fn set_device(&mut self, device: Device) {

@@ -15,7 +15,8 @@ use crate::backends::Backend;
 use crate::bench::{Bench, Device, PORT, Sent, Wire};
 use crate::frame::Frame;
 use crate::nature::{
-    COMPLETE, Down, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Arrival, COMPLETE, Down, EmptyPool, FullReceive, FullTransmit, Into, Jumbo, Longest, Nature, Needs,
+    Sleep, Unfit,
 };
 
 pub(super) const NATURE: Nature = Nature {
@@ -23,7 +24,7 @@ pub(super) const NATURE: Nature = Nature {
     far_end: "the two captures",
     needs: Needs::Nothing,
     out: COMPLETE,
-    into: COMPLETE,
+    into: Into { checksums: Arrival::Bare, super_frames: Arrival::Bare },
     shortest: 0,
     longest: Longest::Any,
     unfit: Unfit::StayWithCaller,

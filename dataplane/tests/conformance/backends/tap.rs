@@ -6,7 +6,8 @@ use pollux_dataplane::port::tap::TapPort;
 use crate::backends::Backend;
 use crate::bench::{Bench, PORT};
 use crate::nature::{
-    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, MARKED, Nature, Needs, Sleep,
+    Unfit,
 };
 use crate::raw::{RawWire, wait_until_up};
 use crate::sandbox::{Namespace, ip};
@@ -16,7 +17,7 @@ pub(super) const NATURE: Nature = Nature {
     far_end: "a raw socket at the interface",
     needs: Needs::Tun,
     out: EVERYTHING,
-    into: EVERYTHING,
+    into: MARKED,
     shortest: 14,
     longest: Longest::Any,
     unfit: Unfit::StayWithCaller,

@@ -14,9 +14,6 @@ use crate::nature::{Down, Sleep};
 /// A device that is down is told of and keeps what waits; when it is up again all is as before. Twice, because a port
 /// may remember the first fall.
 pub(super) fn a_device_that_is_down_takes_nothing_and_loses_nothing(bench: &mut Bench) {
-    if bench.nature.down == Down::NoDevice {
-        return;
-    }
     for round in 0..2 {
         bench.assert_works();
         bench.wire.set_device(Device::Down);
