@@ -1,14 +1,15 @@
 //! A port on the bench: the port, the far end of its wire, and what the properties do with both.
 
 use std::any::Any;
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pollux_dataplane::packet::{BURST, Burst, Packet, PortId};
 use pollux_dataplane::pool::Pool;
-use pollux_dataplane::port::Port;
+use pollux_dataplane::port::{Capabilities, Port};
 
-use crate::frame::Frame;
+use crate::frame::{Frame, difference};
 use crate::nature::Nature;
 
 /// Long enough on a busy machine for what must happen.
@@ -124,6 +125,17 @@ impl Bench {
         place: Box<dyn Any>,
     ) -> Bench {
         Bench { nature, pool, port, wire, _place: place, arrived: Vec::new(), taking: Taking::Yes }
+    }
+
+    /// Takes the port off the bench: it goes into a worker. The far end stays.
+    pub(crate) fn take_port(&mut self) -> Box<dyn Port> {
+        std::mem::replace(&mut self.port, Box::new(Gone))
+    }
+
+    /// What the port has sent since this was last asked.
+    pub(crate) fn arrivals_now(&mut self) -> Vec<Frame> {
+        self.collect();
+        std::mem::take(&mut self.arrived)
     }
 
     /// Takes everything down and looks whether memory is missing.
@@ -283,7 +295,24 @@ pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
 #[track_caller]
 pub(crate) fn assert_same(are: &[Frame], expected: &[Frame]) {
     for (at, (is, expected)) in are.iter().zip(expected).enumerate() {
-        assert!(is == expected, "frame {at} is     {is:?}\nand should be {expected:?}");
+        assert!(is == expected, "frame {at} {}", difference(is, expected));
     }
     assert_eq!(are.len(), expected.len(), "frames");
+}
+
+/// In place of the port that was taken off the bench.
+struct Gone;
+
+impl Port for Gone {
+    fn receive(&mut self, _: &mut Burst) -> io::Result<()> {
+        unreachable!("nobody polls a port that is gone")
+    }
+
+    fn transmit(&mut self, _: &mut Burst) -> io::Result<()> {
+        unreachable!("nobody sends by a port that is gone")
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        unreachable!("nobody asks a port that is gone")
+    }
 }

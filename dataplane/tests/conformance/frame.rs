@@ -77,6 +77,16 @@ impl Frame {
     }
 }
 
+/// Says where two frames differ.
+pub(crate) fn difference(is: &Frame, expected: &Frame) -> String {
+    let at = is.bytes.iter().zip(&expected.bytes).position(|(is, expected)| is != expected);
+    let from = |frame: &Frame, at: usize| {
+        frame.bytes[at..].iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let bytes = at.map(|at| format!(" (from byte {at}: {}, not {})", from(is, at), from(expected, at)));
+    format!("is        {is:?}\nshould be {expected:?}{}", bytes.unwrap_or_default())
+}
+
 /// `len` bytes that tell where they are.
 fn pattern(len: usize) -> impl Iterator<Item = u8> {
     (0..len).map(|at| (at % 251) as u8)
@@ -142,7 +152,7 @@ fn udp6_partial(payload_len: usize, gso: Option<u16>) -> Frame {
 
 /// The frame with a partial checksum: its field holds the sum over the pseudo header, folded and not
 /// complemented, as a kernel leaves it.
-fn left_to_device(
+pub(crate) fn left_to_device(
     mut bytes: Vec<u8>,
     start: usize,
     offset: usize,

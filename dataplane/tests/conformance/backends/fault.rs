@@ -2,6 +2,7 @@
 
 use std::time::Instant as Time;
 
+use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::Port;
 use pollux_dataplane::port::fault::{FaultHandle, FaultPort, Faults};
@@ -96,14 +97,14 @@ fn around<W: Wire>(port: impl Port + 'static, wire: W) -> (Box<dyn Port>, Box<Be
     (Box::new(port), Box::new(Behind { wire, faults }))
 }
 
-fn over_memory(pool: &'static Pool) -> Bench {
-    let (port, wire) = memory::parts(Rings { receive: 512, transmit: 512 });
+fn over_memory(pool: &'static Pool, id: PortId) -> Bench {
+    let (port, wire) = memory::parts(Rings { receive: 512, transmit: 512 }, id);
     let (port, wire) = around(port, wire);
     Bench::new(&MEMORY, pool, port, wire, Box::new(()))
 }
 
-fn over_af_packet(pool: &'static Pool) -> Bench {
-    let (port, wire, namespace) = af_packet::parts(pool);
+fn over_af_packet(pool: &'static Pool, id: PortId) -> Bench {
+    let (port, wire, namespace) = af_packet::parts(pool, id);
     let (port, wire) = around(port, wire);
     Bench::new(&AF_PACKET, pool, port, wire, Box::new(namespace))
 }
