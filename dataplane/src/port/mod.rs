@@ -21,10 +21,15 @@ use std::os::fd::BorrowedFd;
 
 use crate::packet::checksum::SCTP_CHECKSUM;
 use crate::packet::{Burst, ChecksumState, Offload};
+use crate::pool::CHUNK;
 
 /// Bytes of the longest frame that a port receives: the longest IP packet (an IPv6 header and 65535 bytes)
 /// behind an Ethernet header with a VLAN tag.
 pub const MAX_FRAME: usize = 14 + 4 + 40 + 65_535;
+
+/// Chunks of the longest chain that the kernel's ports send: the longest frame in chunks that are half full, behind
+/// headers in one of their own. Every port fills its chunks further (AF_XDP up to 1792 bytes, DPDK's drivers 1920).
+pub(crate) const MAX_CHAIN: usize = 1 + MAX_FRAME.div_ceil(CHUNK / 2);
 
 /// A port's I/O backend. Called by one worker, once per burst.
 pub trait Port: Send {

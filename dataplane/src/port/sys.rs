@@ -45,8 +45,7 @@ pub(super) fn set_option<T: Copy>(fd: &impl AsRawFd, level: c_int, name: c_int, 
 
 /// Lets a socket receive only what a classic BPF program accepts.
 pub(super) fn attach_filter(fd: &impl AsRawFd, program: &[libc::sock_filter]) -> io::Result<()> {
-    let program =
-        libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 

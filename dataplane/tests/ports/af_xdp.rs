@@ -16,8 +16,8 @@ use pollux_dataplane::port::{Port, finish};
 use crate::sandbox::{Namespace, Rights, ip};
 use crate::steer::{attach_left_behind, attach_without_link, somebody_elses_program};
 use crate::topology::{
-    Inbox, MAC_B, PATIENCE, SILENCE, eventually, is_udp, pod, pool, send_all, send_frame, tagged, transfer, udp_frame,
-    veth_pair, wait_until_up, wire,
+    Inbox, MAC_B, PATIENCE, SILENCE, eventually, is_udp, pod, pool, send_all, send_frame, tagged, transfer,
+    udp_frame, veth_pair, wait_until_up, wire,
 };
 use crate::trial;
 
@@ -74,7 +74,8 @@ fn back(frame: &[u8]) -> Vec<u8> {
 fn frames_pass(mode: Mode) {
     let _namespace = veth_pair();
     let pool = pool();
-    let (mut a, mut b) = (packet_port("va", 1, pool), open_with("vb", 2, pool, &Options { mode, ..Options::default() }));
+    let (mut a, mut b) =
+        (packet_port("va", 1, pool), open_with("vb", 2, pool, &Options { mode, ..Options::default() }));
     assert!(!b.is_zero_copy() && !b.carries_chains());
     let frames: Vec<Vec<u8>> =
         (0..200).map(|number: usize| udp_frame(&vec![number as u8; 18 + number * 7])).collect();
@@ -381,14 +382,18 @@ fn fw_05_what_the_device_cannot_send_stays_with_the_caller() {
 fn pt_01_queues_are_dealt_out() {
     let namespace = Namespace::new();
     namespace.enter();
-    ip("link add va numtxqueues 3 numrxqueues 3 type veth peer name vb address 02:00:00:00:00:0b numtxqueues 3 numrxqueues 3");
+    ip(
+        "link add va numtxqueues 3 numrxqueues 3 type veth peer name vb address 02:00:00:00:00:0b numtxqueues 3 numrxqueues 3",
+    );
     for name in ["va", "vb"] {
         ip(&format!("link set {name} up"));
     }
     wait_until_up("vb");
     let pool = pool();
     let mut a = packet_port("va", 1, pool);
-    for (wanted, expected) in [(1, vec![vec![0, 1, 2]]), (2, vec![vec![0, 2], vec![1]]), (8, vec![vec![0], vec![1], vec![2]])] {
+    for (wanted, expected) in
+        [(1, vec![vec![0, 1, 2]]), (2, vec![vec![0, 2], vec![1]]), (8, vec![vec![0], vec![1], vec![2]])]
+    {
         let options = Options { ports: wanted, queues: Some(3), ..Options::default() };
         let mut ports = AfXdpPort::open("vb", PortId(2), pool, &options).unwrap();
         assert_eq!(ports.iter().map(|port| port.queues().collect()).collect::<Vec<Vec<_>>>(), expected);
@@ -425,7 +430,10 @@ fn pt_01_queues_are_dealt_out() {
         assert_eq!(ports.iter_mut().map(Port::missed).sum::<u64>(), 0);
     }
     let options = Options { queues: Some(2), ..Options::default() };
-    assert!(message("vb", &options).starts_with("AF_XDP on vb: 2 queues are asked for, and it receives by 3: set their"));
+    assert!(
+        message("vb", &options)
+            .starts_with("AF_XDP on vb: 2 queues are asked for, and it receives by 3: set their")
+    );
     drop(a);
     all_free(pool);
 }
@@ -460,7 +468,9 @@ fn pt_01_af_xdp_interfaces_that_cannot_be_opened() {
         message("va", &Options { zero_copy: ZeroCopy::Required, ..Options::default() }),
         "AF_XDP on va: its driver, veth, has no zero-copy: leave zero-copy out"
     );
-    assert!(message("va", &Options { ring: 100, ..Options::default() }).contains("rings of 100: 64 to 32768"));
+    assert!(
+        message("va", &Options { ring: 100, ..Options::default() }).contains("rings of 100: 64 to 32768")
+    );
     assert!(
         message("va", &Options { ring: 8192, ..Options::default() })
             .contains("its 1 queues take 8192 packet buffers to receive into, and 4096 of 4096 are free")
@@ -511,7 +521,10 @@ fn pt_01_a_program_of_somebody_else_stays() {
     let _namespace = veth_pair();
     attach_without_link("va", somebody_elses_program().as_raw_fd());
     let text = message("va", &Options::default());
-    assert!(text.starts_with("AF_XDP on va: an XDP program of somebody else is attached already (number "), "{text}");
+    assert!(
+        text.starts_with("AF_XDP on va: an XDP program of somebody else is attached already (number "),
+        "{text}"
+    );
     assert!(text.contains(", their_filter): "), "{text}");
     assert!(text.contains("detach it (ip link set dev va xdp off"), "{text}");
     assert!(has_program("va"));

@@ -7,8 +7,8 @@
 mod af_packet;
 mod af_xdp;
 mod guard;
-mod steer;
 mod sandbox;
+mod steer;
 mod tap;
 mod topology;
 

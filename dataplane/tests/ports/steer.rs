@@ -112,7 +112,8 @@ impl Steering {
     }
 
     fn leave(&mut self, protocol: u8, port: u16) {
-        let mut services: HashMap<_, [u8; 4], u8> = self.program.map_mut("LEAVE").unwrap().try_into().unwrap();
+        let mut services: HashMap<_, [u8; 4], u8> =
+            self.program.map_mut("LEAVE").unwrap().try_into().unwrap();
         let [high, low] = port.to_be_bytes();
         services.insert([protocol, 0, high, low], 0, 0).unwrap();
     }
@@ -181,9 +182,13 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     add("v6 udp left", &|out| v6(global).udp(1000, 53).write(out, b"payload").unwrap());
     add("v6 to a link-local address", &|out| v6(link_local).udp(1000, 80).write(out, b"payload").unwrap());
     add("v6 beside link-local", &|out| v6(beside).udp(1000, 80).write(out, b"payload").unwrap());
-    for (name, kind) in
-        [("v6 echo", 128), ("v6 type 132", 132), ("v6 solicitation", 135), ("v6 redirect", 137), ("v6 type 138", 138)]
-    {
+    for (name, kind) in [
+        ("v6 echo", 128),
+        ("v6 type 132", 132),
+        ("v6 solicitation", 135),
+        ("v6 redirect", 137),
+        ("v6 type 138", 138),
+    ] {
         add(name, &|out| v6(global).write(out, 58.into(), &[kind, 0, 0, 0]).unwrap());
     }
     add("v6 icmp without a type", &|out| v6(global).write(out, 58.into(), &[]).unwrap());
@@ -219,7 +224,14 @@ fn pt_05_the_steering_program_takes_what_a_guard_keeps_from_the_kernel() {
     };
     // Before it is told anything, also of its own address, it takes nothing.
     assert!(taken(&steering).is_empty());
-    let v4 = ["v4 udp", "v4 udp left", "v4 tcp", "v4 fragment of a left one", "v4 later fragment", "v4 with options"];
+    let v4 = [
+        "v4 udp",
+        "v4 udp left",
+        "v4 tcp",
+        "v4 fragment of a left one",
+        "v4 later fragment",
+        "v4 with options",
+    ];
     let v4 = [v4.as_slice(), &["v4 without a port", "v4 another protocol"]].concat();
     let v6 = ["v6 udp", "v6 udp left", "v6 beside link-local", "v6 echo", "v6 type 132", "v6 type 138"];
     for (what, expected) in [
@@ -234,8 +246,11 @@ fn pt_05_the_steering_program_takes_what_a_guard_keeps_from_the_kernel() {
     }
     steering.leave(17, 53);
     steering.set(TAKE_V4 | TAKE_V6 | LEAVE_SOME);
-    let without_left: Vec<_> =
-        [v4.as_slice(), &v6].concat().into_iter().filter(|name| !matches!(*name, "v4 udp left" | "v6 udp left")).collect();
+    let without_left: Vec<_> = [v4.as_slice(), &v6]
+        .concat()
+        .into_iter()
+        .filter(|name| !matches!(*name, "v4 udp left" | "v6 udp left"))
+        .collect();
     assert_eq!(taken(&steering), without_left);
 }
 

@@ -55,7 +55,8 @@ fn driver(socket: &OwnedFd, name: &str) -> io::Result<String> {
     let mut info = [0u32; 49];
     info[0] = ETHTOOL_DRIVER;
     ethtool(socket, name, &mut info)?;
-    let bytes: Vec<u8> = info[1..9].iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
+    let bytes: Vec<u8> =
+        info[1..9].iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -183,15 +183,17 @@ impl AfXdpPort {
     ) -> io::Result<Vec<AfXdpPort>> {
         check(&device, pool, options)?;
         let mtu = device.mtu()?;
-        let buffers =
-            if mtu + LINK_HEADER > RECEIVE_ROOM { Buffers::Several } else { Buffers::One };
+        let buffers = if mtu + LINK_HEADER > RECEIVE_ROOM { Buffers::Several } else { Buffers::One };
         let steered = Steered::load(&device, buffers, &options.leave)?;
         let (way, queues) = open_queues(&device, pool, options, buffers)?;
         for (number, queue) in queues.iter().enumerate() {
             steered.add(number as u32, queue.as_fd().as_raw_fd())?;
         }
-        let packet_options =
-            af_packet::Options { slots: COMPANION_SLOTS, frames: af_packet::Frames::LeftToKernel, ..Default::default() };
+        let packet_options = af_packet::Options {
+            slots: COMPANION_SLOTS,
+            frames: af_packet::Frames::LeftToKernel,
+            ..Default::default()
+        };
         let mut companion = Some(AfPacketPort::open(&device.name, port, pool, packet_options)?);
         steered.attach(&device, options.mode, buffers)?;
         steered.set(options.steer)?;
@@ -338,7 +340,10 @@ fn check(device: &Device, pool: &'static Pool, options: &Options) -> io::Result<
         return refuse(format!("rings of {}: 64 to 32768, a power of two", options.ring));
     }
     if options.leave.len() > MOST_LEFT {
-        return refuse(format!("{} services are left to the kernel: {MOST_LEFT} at most", options.leave.len()));
+        return refuse(format!(
+            "{} services are left to the kernel: {MOST_LEFT} at most",
+            options.leave.len()
+        ));
     }
     let needed = *queues as usize * options.ring as usize;
     if pool.available() < needed {
@@ -379,7 +384,9 @@ fn open_queues(
 fn explain_bind(error: io::Error, device: &Device, options: &Options, chains: bool) -> io::Error {
     let Device { name, driver, .. } = device;
     let text = match error.raw_os_error() {
-        Some(libc::EBUSY) => "one of its queues is another AF_XDP socket's already: stop what holds it".to_owned(),
+        Some(libc::EBUSY) => {
+            "one of its queues is another AF_XDP socket's already: stop what holds it".to_owned()
+        }
         Some(libc::EPERM) => "no permission for AF_XDP sockets: run as root (CAP_NET_RAW)".to_owned(),
         Some(libc::EOPNOTSUPP | libc::EINVAL) if options.zero_copy == ZeroCopy::Required => {
             format!("its driver, {driver}, has no zero-copy: leave zero-copy out")

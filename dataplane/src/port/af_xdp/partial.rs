@@ -92,7 +92,8 @@ mod tests {
             write(34, 6, UDP, &|out| v4().udp(1, 2).write(out, &payload).unwrap());
             write(54, 16, TCP, &|out| v6().tcp(1, 2, 3, 4).write(out, &payload).unwrap());
             write(54, 6, UDP, &|out| v6().udp(1, 2).write(out, &payload).unwrap());
-            let tagged = || ethernet().single_vlan(5.try_into().unwrap()).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+            let tagged =
+                || ethernet().single_vlan(5.try_into().unwrap()).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
             write(38, 16, TCP, &|out| tagged().tcp(1, 2, 3, 4).write(out, &payload).unwrap());
         }
         all

@@ -13,8 +13,9 @@ use super::ring::{CONTINUED, Descriptor};
 use super::socket::{Place, Shared, Socket, Way};
 use crate::packet::{BURST, Burst, Chunk, Packet, PortId};
 use crate::pool::{Buffer, CHUNK, Pool};
+use crate::port::MAX_CHAIN;
 
-/// Chunks of the longest frame that the kernel sends by copy, and more than it receives (`MAX_SKB_FRAGS` and one).
+/// Chunks of the longest frame that the kernel sends by copy (`MAX_SKB_FRAGS` and one).
 pub(super) const MAX_CHUNKS: usize = 18;
 
 /// Bytes of a frame that one received chunk holds: the rest is headroom (XDP_PACKET_HEADROOM).
@@ -36,7 +37,7 @@ pub(super) struct Queue {
     pool: &'static Pool,
     given: Given,
     /// Parts of a frame whose end has not come.
-    parts: ArrayVec<Chunk, MAX_CHUNKS>,
+    parts: ArrayVec<Chunk, MAX_CHAIN>,
     /// The frame in hand is too long: its parts go until its end comes.
     skipping: bool,
     /// Chunks given to be sent and not back yet.

@@ -147,7 +147,14 @@ impl Socket {
     pub(super) fn kick(&self) -> io::Result<()> {
         // SAFETY: there is no buffer and no address.
         let sent = unsafe {
-            libc::sendto(self.as_fd().as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
+            libc::sendto(
+                self.as_fd().as_raw_fd(),
+                std::ptr::null(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null(),
+                0,
+            )
         };
         sys::check_len(sent).map(drop)
     }
