@@ -537,7 +537,7 @@ impl<A: Family> State<A> {
     fn sibling(&self, number: u8) -> State<A> {
         State {
             flows: Arc::clone(&self.flows),
-            clients: Clients::new(0),
+            clients: Arc::clone(&self.clients),
             neighbours: Neighbours::default(),
             fragments: Fragments::new(self.fragments.limits()),
             stamps: Stamps::of_worker(number),

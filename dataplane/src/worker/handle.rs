@@ -78,7 +78,12 @@ impl Handle {
         self.now().saturating_since(self.pulse.seen())
     }
 
-    /// How often the worker has gone to sleep.
+    /// How often the worker has come round to its ports.
+    pub fn polls(&self) -> u64 {
+        self.pulse.polls()
+    }
+
+    /// How often it has gone to sleep.
     pub fn sleeps(&self) -> u64 {
         self.pulse.sleeps()
     }

@@ -101,17 +101,25 @@ pub(super) fn sleep_on<'a>(
 pub(super) struct Pulse {
     /// When it last came round, nanoseconds of its time.
     seen: AtomicU64,
+    polls: AtomicU64,
     sleeps: AtomicU64,
 }
 
 impl Pulse {
+    /// Says that the worker comes round to its ports once more.
+    #[inline]
     pub(super) fn beat(&self, now: Instant) {
         self.seen.store(now.0, Relaxed);
+        // One writer: no locked addition.
+        self.polls.store(self.polls.load(Relaxed) + 1, Relaxed);
     }
 
     pub(super) fn count_sleep(&self) {
-        // One writer: no locked addition.
         self.sleeps.store(self.sleeps.load(Relaxed) + 1, Relaxed);
+    }
+
+    pub(super) fn polls(&self) -> u64 {
+        self.polls.load(Relaxed)
     }
 
     pub(super) fn seen(&self) -> Instant {
