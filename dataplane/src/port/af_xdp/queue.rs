@@ -260,15 +260,13 @@ impl Queue {
         if accepted == 0 {
             return Ok(());
         }
-        let mut at = 0;
         let mut kept = Burst::new();
-        for packet in burst.drain(..) {
+        for (at, packet) in burst.drain(..).enumerate() {
             if accepted & 1 << at == 0 {
                 kept.push(packet);
             } else {
                 packet.into_chunks(&mut |chunk| self.given.give(chunk.index));
             }
-            at += 1;
         }
         *burst = kept;
         self.sending += parts;
