@@ -4,7 +4,8 @@
 //! apiVersion: pollux.dev/v1alpha1
 //! kind: Node
 //! serviceProxyName: edge            # serve Services that ask for this proxy by label, too (OBJ-02)
-//! workers: 1                        # packet threads
+//! workers: 2                        # packet threads; as many as there are cores below when it is not said, else 1
+//! cores: [2, 3]                     # the processor that each is pinned to; none are when it is not said
 //! flowTable:
 //!   connections: 262144             # instead of kube-proxy's conntrack.maxPerCore and min
 //! affinity:
@@ -27,6 +28,10 @@
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
 //!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
 //!   faults: {loss: 0.01, duplicate: 0.01, reorder: 0.02, corrupt: 0.001, delay: 5ms, seed: 7}
+//! - name: cali*                     # every Ethernet interface of such a name (*, ?, [a-f]), while it is there, is a
+//!   role: pod                       # port with these fields; interfaces that other ports name are left out, and of
+//!   backend: af_packet              # several patterns the first that matches counts
+//!   proxyArp: true
 //! - name: tunl0
 //!   role: uplink
 //!   backend: ipip                   # a tunnel: encapsulated, and routed again (TN-01)
@@ -56,12 +61,14 @@
 //! (RT-03). `routes` and `neighbours` that are not there mean none.
 
 mod read;
+mod values;
 mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr};
 
+use globset::Glob;
 use pollux_dataplane::packet::LinkAddr;
 use pollux_dataplane::port::fault::Faults;
 use serde::Deserialize;
@@ -75,6 +82,8 @@ pub struct NodeConfig {
     pub service_proxy_name: Option<String>,
     /// Number of packet threads, when it is set.
     pub workers: Option<u16>,
+    /// The processors that they are pinned to, one for each; none: they are not pinned.
+    pub cores: Vec<u16>,
     /// Connections that the flow table holds, when it is set.
     pub connections: Option<u32>,
     /// Backends of clients that session affinity remembers in each family, when it is set (AF-05).
@@ -82,8 +91,11 @@ pub struct NodeConfig {
     /// Settings by the last name of their sysctl, all of them in [`SYSCTLS`]. They win over the section
     /// `conntrack` of kube-proxy's configuration.
     pub sysctl: BTreeMap<String, u32>,
-    /// The ports.
+    /// The ports, each under the number that is its place.
     pub ports: Vec<PortConfig>,
+    /// Ports by pattern: their names are patterns, and each interface whose name matches one is a port while it is
+    /// there.
+    pub patterns: Vec<PortConfig>,
     /// Interfaces that are no ports.
     pub interfaces: Vec<InterfaceConfig>,
     /// The routes.
@@ -214,6 +226,18 @@ pub struct PortConfig {
     pub tunnel: Option<TunnelConfig>,
 }
 
+impl PortConfig {
+    /// Whether a name stands for the interfaces that match it.
+    pub fn is_pattern(name: &str) -> bool {
+        name.contains(['*', '?', '[', ']', '{', '}'])
+    }
+
+    /// Whether the name of a port by pattern stands for this interface.
+    fn matches(&self, interface: &str) -> bool {
+        Glob::new(&self.name).is_ok_and(|pattern| pattern.compile_matcher().is_match(interface))
+    }
+}
+
 /// `tunnel` (TN-01).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TunnelConfig {
@@ -262,6 +286,16 @@ pub enum Backend {
     Memory,
     /// Nothing of its own: an IPIP tunnel over the others (TN-01).
     Ipip,
+}
+
+impl Backend {
+    /// Whether a port of it is an interface of the kernel's, which is there before the port is opened and may go.
+    pub fn is_on_interface(self) -> bool {
+        match self {
+            Backend::AfPacket => true,
+            Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
+        }
+    }
 }
 
 /// `proxyArp`.
@@ -422,6 +456,20 @@ impl NodeConfig {
     /// The port of this name.
     pub fn port(&self, name: &str) -> Option<&PortConfig> {
         self.ports.iter().find(|port| port.name == name)
+    }
+
+    /// The port that an interface is by a pattern; nothing when none matches, or when it is a port or an interface
+    /// by its own name.
+    pub fn port_by_pattern(&self, interface: &str) -> Option<PortConfig> {
+        let is_named = self.ports.iter().any(|port| port.name == interface || port.interface == interface)
+            || self.interfaces.iter().any(|one| one.name == interface);
+        let pattern = self.patterns.iter().filter(|_| !is_named).find(|port| port.matches(interface))?;
+        Some(PortConfig { name: interface.to_owned(), interface: interface.to_owned(), ..pattern.clone() })
+    }
+
+    /// How many packet threads there are.
+    pub fn worker_count(&self) -> usize {
+        self.workers.map_or(self.cores.len().max(1), usize::from)
     }
 
     /// Names and addresses of all ports and interfaces in the order of their creation, `lo` first (NAT-04):

@@ -367,3 +367,67 @@ fn tn_01_what_is_wrong_with_a_tunnel_is_said_in_a_line_each() {
             .is_err()
     );
 }
+
+#[test]
+fn workers_are_as_many_as_the_cores_that_are_listed() {
+    assert_eq!(node(ENS3).unwrap().worker_count(), 1);
+    assert_eq!(node(&format!("workers: 4\n{ENS3}")).unwrap().worker_count(), 4);
+    let config = node(&format!("cores: [3, 1]\n{ENS3}")).unwrap();
+    assert_eq!((config.worker_count(), config.cores.as_slice()), (2, [3, 1].as_slice()));
+    assert_eq!(node(&format!("workers: 2\ncores: [3, 1]\n{ENS3}")).unwrap().worker_count(), 2);
+    let error = node(&format!("workers: 3\ncores: [3, 3, 2000]\n{ENS3}")).unwrap_err();
+    for line in [
+        "cores has 3 twice",
+        "cores 2000 is not in 0-1023",
+        "workers 3 is not the number of cores, which is 2",
+    ] {
+        assert!(error.contains(line), "{error}");
+    }
+    assert!(node(&format!("workers: 257\n{ENS3}")).unwrap_err().contains("workers 257 is not in 1-256"));
+}
+
+#[test]
+fn ports_by_pattern_have_its_fields_and_leave_named_interfaces_out() {
+    let config = node(&format!(
+        "{LISTED}- {{name: cali7, role: uplink, backend: af_packet}}\n\
+         - {{name: 'cali[0-9]', role: pod, backend: af_packet, proxyArp: true, mtu: 1480}}\n\
+         - {{name: 'cali*', role: pod, backend: af_packet}}\n\
+         routes: [{{to: 10.9.0.1/32, dev: cali1}}]\n"
+    ))
+    .unwrap();
+    assert_eq!(config.ports.iter().map(|port| port.name.as_str()).collect::<Vec<_>>(), ["ens3", "cali7"]);
+    let port = config.port_by_pattern("cali1").unwrap();
+    assert_eq!((port.name.as_str(), port.interface.as_str(), port.mtu), ("cali1", "cali1", Some(1480)));
+    assert_eq!((port.role, port.proxy_arp), (Role::Pod, ProxyArp::On));
+    assert_eq!(config.port_by_pattern("cali12").unwrap().mtu, None, "the second pattern");
+    assert_eq!(config.port_by_pattern("cali7"), None, "a port by its own name");
+    assert_eq!(config.port_by_pattern("eth0"), None);
+}
+
+#[test]
+fn what_a_pattern_cannot_have_is_said_in_a_line_each() {
+    let error = node(
+        "ports:\n\
+         - {name: 'a*', role: host, backend: tap, interface: x, linkAddress: 02:00:00:00:00:01, \
+            addresses: [10.0.0.1/8]}\n\
+         - {name: 'b[', role: pod, backend: af_packet}\n\
+         - {name: 'c *', role: pod, backend: af_packet}\n\
+         interfaces: [{name: 'd*', addresses: [10.0.0.2/8]}]\n\
+         routes: [{to: 10.9.0.1/32, dev: e1}]\n",
+    )
+    .unwrap_err();
+    let a = "port a*: stands for any number of interfaces and cannot have";
+    for line in [
+        format!("{a} interface"),
+        format!("{a} linkAddress"),
+        format!("{a} addresses"),
+        format!("{a} the role host"),
+        "port a*: is a pattern of interfaces, which its backend does not have".to_owned(),
+        "port b[: name \"b[\" is no pattern of interface names: ".to_owned(),
+        "port c *: name \"c *\" is no pattern of interface names: has a space or /".to_owned(),
+        "interface d*: is a pattern, which only ports can be".to_owned(),
+        "route 10.9.0.1/32: dev e1 is not a port or interface".to_owned(),
+    ] {
+        assert!(error.contains(&line), "{line}: {error}");
+    }
+}

@@ -1,6 +1,8 @@
 //! The backends of ports: what each asks of the configuration and the machine, and how it is opened. A
 //! backend is an arm in each function here; one that needs more than a few lines has a file beside this one.
 
+use std::io;
+
 use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::af_packet::{self, AfPacketPort};
@@ -113,12 +115,12 @@ pub(super) struct Opening<'a> {
     /// The number that the tables know it by.
     pub(super) id: PortId,
     /// The configuration of the whole node.
-    #[expect(dead_code, reason = "for the backends that are set up once for all ports")]
+    #[allow(dead_code, reason = "for the backends that are set up once for all ports")]
     pub(super) node: &'a NodeConfig,
     /// Where its frames lie.
     pub(super) pool: &'static Pool,
     /// How many workers there are: a device with as many queues gives one to each.
-    #[expect(dead_code, reason = "for the backends with several queues")]
+    #[allow(dead_code, reason = "for the backends with several queues")]
     pub(super) workers: usize,
 }
 
@@ -143,7 +145,8 @@ impl OpenedPort {
 /// Exit code 4. What was opened is closed again.
 pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> Result<OpenedPort, Failure> {
     let Opening { id, pool, .. } = *opening;
-    let failed = |error| Failure::environment(format!("port {}: {error}", config.name));
+    let failed =
+        |error: io::Error| Failure::environment(format!("port {}: {}", config.name, explained(&error)));
     Ok(match config.backend {
         Backend::AfPacket => {
             let options = af_packet::Options::default();
@@ -164,4 +167,14 @@ pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> Result<OpenedP
         Backend::Ipip => OpenedPort { queues: Vec::new(), memory: None },
         Backend::Pcap => unreachable!("refused by the check"),
     })
+}
+
+/// An error with what to do about it, where that is known.
+pub(super) fn explained(error: &io::Error) -> String {
+    let text = error.to_string();
+    // The number is lost where the backend has said what it was doing.
+    match text.contains("Too many open files") {
+        true => format!("{text}: raise the limit of open files (ulimit -n, or LimitNOFILE= of the unit)"),
+        false => text,
+    }
 }

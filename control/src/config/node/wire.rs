@@ -21,6 +21,8 @@ pub(super) struct Wire {
     pub(super) service_proxy_name: Option<String>,
     pub(super) workers: Option<i64>,
     #[serde(default, deserialize_with = "nullable")]
+    pub(super) cores: Vec<i64>,
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) flow_table: WireFlowTable,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) affinity: WireAffinity,
