@@ -185,6 +185,8 @@ impl AfXdpPort {
         let mtu = device.mtu()?;
         let buffers = if mtu + LINK_HEADER > RECEIVE_ROOM { Buffers::Several } else { Buffers::One };
         let steered = Steered::load(&device, buffers, &options.leave)?;
+        // It takes nothing yet.
+        steered.attach(&device, options.mode, buffers)?;
         let (way, queues) = open_queues(&device, pool, options, buffers)?;
         for (number, queue) in queues.iter().enumerate() {
             steered.add(number as u32, queue.as_fd().as_raw_fd())?;
@@ -195,7 +197,6 @@ impl AfXdpPort {
             ..Default::default()
         };
         let mut companion = Some(AfPacketPort::open(&device.name, port, pool, packet_options)?);
-        steered.attach(&device, options.mode, buffers)?;
         steered.set(options.steer)?;
         let shared = Arc::new(Interface { device, steered, way });
         let ports = usize::from(options.ports.max(1)).min(queues.len());
