@@ -35,7 +35,7 @@
 //!     mode: native                  # native, generic: the program runs in the driver, or in the kernel's stack
 //!     zeroCopy: auto                # auto, off, required: the device itself reads and writes the buffers
 //!     queues: 2                     # receive queues that the interface must have; those it has when it is not said
-//!     ring: 1024                    # frames that wait in each direction, at each queue: a power of two
+//!     ring: 4096                    # frames that wait in each direction, at each queue: a power of two
 //!     steer: unicast                # unicast, all: what is taken from the kernel
 //!     leave: [tcp/22, udp/4789]     # destination ports whose packets the kernel keeps
 //! - name: cali*                     # every Ethernet interface of such a name (*, ?, [a-f]), while it is there, is a
