@@ -174,6 +174,12 @@ pub fn configured_ports(config: &NodeConfig, links: &Links, detect: &DetectLocal
             },
             sharing: match port.backend {
                 node::Backend::AfPacket => Sharing::WithKernel,
+                node::Backend::Dpdk
+                    if port.device.as_ref().is_some_and(|device| device.shared_interface().is_some()) =>
+                {
+                    Sharing::WithKernel
+                }
+                node::Backend::Dpdk => Sharing::Owned,
                 node::Backend::Tap | node::Backend::Pcap | node::Backend::Memory | node::Backend::Ipip => {
                     Sharing::Owned
                 }

@@ -14,7 +14,7 @@
 //! ports:                            # what frames come in and go out through (PT-01)
 //! - name: ens3
 //!   role: uplink                    # uplink, pod, host
-//!   backend: af_packet              # af_packet, tap, pcap, memory, ipip
+//!   backend: af_packet              # af_packet, dpdk, tap, pcap, memory, ipip
 //!   interface: ens3                 # the interface behind it; the port's name when it is not said
 //!   linkAddress: fa:16:3e:92:11:ca  # the interface's own when it is not said
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
@@ -27,6 +27,11 @@
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
 //!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
 //!   faults: {loss: 0.01, duplicate: 0.01, reorder: 0.02, corrupt: 0.001, delay: 5ms, seed: 7}
+//! - name: ens4
+//!   role: uplink
+//!   backend: dpdk                   # needs a pollux that is built with feature dpdk
+//!   device: "0000:04:00.0"          # as DPDK writes it; net_af_packet on the interface when it is not said
+//!   queues: 2                       # exactly so many, one for each worker; as many as device and workers have when not said
 //! - name: tunl0
 //!   role: uplink
 //!   backend: ipip                   # a tunnel: encapsulated, and routed again (TN-01)
@@ -37,6 +42,10 @@
 //!     ttl: 64                       # outer TTL, 64 when it is not said; or inherit: the inner one
 //!     pathMtuDiscovery: true        # outer "don't fragment" always set; false: as inside
 //!     peers: [172.16.2.77]          # from whom packets are taken; the gateways of its routes when it is not said
+//! dpdk:                             # how DPDK is started, for all ports of that backend
+//!   hugepages: true                 # false: in ordinary pages, for virtual devices
+//!   memory: 128                     # MiB of its own; what the pool and the devices need when it is not said
+//!   arguments: [--log-level=pmd.net.ice:debug]   # more of its own arguments (EAL)
 //! interfaces:                       # interfaces that are no ports but hold addresses (NAT-04)
 //! - {name: lo, addresses: [127.0.0.1/8], index: 1}
 //! routes:                           # or: routes: kernel
@@ -84,6 +93,8 @@ pub struct NodeConfig {
     pub sysctl: BTreeMap<String, u32>,
     /// The ports.
     pub ports: Vec<PortConfig>,
+    /// How DPDK is started, for the ports with that backend.
+    pub dpdk: DpdkConfig,
     /// Interfaces that are no ports.
     pub interfaces: Vec<InterfaceConfig>,
     /// The routes.
@@ -212,6 +223,60 @@ pub struct PortConfig {
     pub faults: Option<Faults>,
     /// With the backend `ipip`: how the tunnel is made.
     pub tunnel: Option<TunnelConfig>,
+    /// With the backend `dpdk`: the device.
+    pub device: Option<DpdkDevice>,
+}
+
+/// `dpdk`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DpdkConfig {
+    /// Where its own memory lies.
+    pub pages: DpdkPages,
+    /// How much of it, MiB, when it is set.
+    pub memory: Option<u32>,
+    /// More arguments of its own.
+    pub arguments: Vec<String>,
+}
+
+/// `dpdk.hugepages`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DpdkPages {
+    /// In reserved huge pages.
+    #[default]
+    Huge,
+    /// In ordinary pages.
+    Ordinary,
+}
+
+/// `device` and `queues` of a port with the backend `dpdk`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DpdkDevice {
+    /// The device as DPDK writes it, with its arguments.
+    pub device: String,
+    /// How many queues it must have, when it is set.
+    pub queues: Option<u16>,
+}
+
+impl DpdkDevice {
+    /// The name, without arguments: a PCI address, or a driver's name and a number or word.
+    pub fn name(&self) -> &str {
+        self.device.split(',').next().unwrap_or_default()
+    }
+
+    /// The interface of the kernel's whose frames the kernel sees too: that of DPDK's AF_PACKET and AF_XDP drivers.
+    pub fn shared_interface(&self) -> Option<&str> {
+        if !self.name().starts_with("net_af_packet") && !self.name().starts_with("net_af_xdp") {
+            return None;
+        }
+        self.device.split(',').skip(1).find_map(|argument| argument.strip_prefix("iface="))
+    }
+
+    /// The address, if it is a PCI device.
+    pub fn pci_address(&self) -> Option<&str> {
+        let name = self.name();
+        let is_address = |c: char| c.is_ascii_hexdigit() || c == ':' || c == '.';
+        Some(name).filter(|name| name.contains(':') && name.chars().all(is_address))
+    }
 }
 
 /// `tunnel` (TN-01).
@@ -254,6 +319,8 @@ pub enum Role {
 pub enum Backend {
     /// A packet socket on an interface.
     AfPacket,
+    /// A device of DPDK's.
+    Dpdk,
     /// A TAP device.
     Tap,
     /// Capture files.

@@ -6,6 +6,8 @@
 
 mod backend;
 mod check;
+#[cfg(feature = "dpdk")]
+mod dpdk;
 mod host;
 mod pair;
 
@@ -51,7 +53,7 @@ pub(super) fn open(node: &NodeConfig, pool: &'static Pool) -> Result<Opened, Fai
     for (number, config) in node.ports.iter().enumerate() {
         let id = PortId(number as u16);
         let OpenedPort { queues, memory } = backend::open(config, &Opening { id, node, pool, workers: 1 })?;
-        if backend::is_shared(config.backend) {
+        if backend::is_shared(config) {
             opened.shared.push(config.interface.clone());
         }
         opened.memory.extend(memory.map(|handle| (config.name.clone(), handle)));

@@ -47,6 +47,14 @@ impl NodeConfig {
             ),
             clients: range("", "affinity.clients", wire.affinity.clients, 1..=1 << 28, findings),
             sysctl: sysctl(wire.sysctl, findings),
+            dpdk: DpdkConfig {
+                pages: match wire.dpdk.hugepages {
+                    Some(false) => DpdkPages::Ordinary,
+                    Some(true) | None => DpdkPages::Huge,
+                },
+                memory: range("", "dpdk.memory", wire.dpdk.memory, 32..=1 << 20, findings),
+                arguments: wire.dpdk.arguments,
+            },
             masquerade_ports: wire.masquerade.ports.unwrap_or_default(),
             ..NodeConfig::default()
         };
@@ -99,6 +107,21 @@ impl NodeConfig {
                 }
                 (_, None) => None,
             };
+            let interface = wire.interface.unwrap_or_else(|| wire.name.clone());
+            let device = match wire.backend {
+                Backend::Dpdk => {
+                    read_device(&part, &wire.name, &interface, wire.device, wire.queues, findings)
+                }
+                _ => {
+                    for (what, _) in [("device", wire.device.is_some()), ("queues", wire.queues.is_some())]
+                        .into_iter()
+                        .filter(|(_, there)| *there)
+                    {
+                        findings.error_in(&part, format!("has {what}, which only backend dpdk has"));
+                    }
+                    None
+                }
+            };
             if tunnel.is_some() {
                 let pointless = [
                     ("linkAddress", link_address.is_some()),
@@ -113,7 +136,7 @@ impl NodeConfig {
             self.ports.push(PortConfig {
                 role,
                 backend: wire.backend,
-                interface: wire.interface.unwrap_or_else(|| wire.name.clone()),
+                interface,
                 link_address,
                 mtu: range(&part, "mtu", wire.mtu, 68..=65_535, findings).map(|mtu| mtu as u16),
                 addresses: addresses(&part, wire.addresses, findings),
@@ -134,6 +157,7 @@ impl NodeConfig {
                 index: wire.index,
                 faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
                 tunnel,
+                device,
                 name: wire.name,
             });
         }
@@ -491,6 +515,39 @@ fn range(
         findings.error_in(part, format!("{field} {number} is not in {}-{}", range.start(), range.end()));
     }
     in_range
+}
+
+/// `device` and `queues` of a port with the backend `dpdk`.
+fn read_device(
+    part: &str,
+    name: &str,
+    interface: &str,
+    device: Option<String>,
+    queues: Option<i64>,
+    findings: &mut Findings,
+) -> Option<DpdkDevice> {
+    let queues = range(part, "queues", queues, 1..=1024, findings).map(|queues| queues as u16);
+    let device = device.unwrap_or_else(|| format!("net_af_packet_{name},iface={interface}"));
+    if device.is_empty() || device.contains(char::is_whitespace) || device.starts_with([',', '-']) {
+        findings.error_in(
+            part,
+            format!(
+                "device {device:?} is not a PCI address (0000:03:00.0) or a virtual device (net_tap0,iface=x)"
+            ),
+        );
+        return None;
+    }
+    let device = DpdkDevice { device, queues };
+    if let Some(shared) = device.shared_interface().filter(|shared| *shared != interface) {
+        findings.error_in(
+            part,
+            format!(
+                "device {} is on {shared}, and interface says {interface}: they must be the same",
+                device.name()
+            ),
+        );
+    }
+    Some(device)
 }
 
 /// Longest `faults.delay`.

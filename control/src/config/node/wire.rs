@@ -30,6 +30,8 @@ pub(super) struct Wire {
     pub(super) ports: Vec<WirePort>,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) interfaces: Vec<WireInterface>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) dpdk: WireDpdk,
     #[serde(default, deserialize_with = "listed_or_kernel")]
     pub(super) routes: WireSource<WireRoute>,
     #[serde(default, deserialize_with = "listed_or_kernel")]
@@ -111,7 +113,18 @@ pub(super) struct WirePort {
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
     pub(super) tunnel: Option<WireTunnel>,
+    pub(super) device: Option<String>,
+    pub(super) queues: Option<i64>,
     pub(super) faults: Option<WireFaults>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireDpdk {
+    pub(super) hugepages: Option<bool>,
+    pub(super) memory: Option<i64>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) arguments: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
