@@ -7,7 +7,8 @@ use pollux_dataplane::port::dpdk::{self, DpdkPort, Eal, Queues, Settings};
 use tracing::info;
 
 use super::backend::Opening;
-use crate::config::node::{Backend, DpdkDevice, DpdkPages, NodeConfig, PortConfig};
+use crate::config::NodeConfig;
+use crate::config::node::{DPDK_SLOTS, DpdkDevice, DpdkPages, PortConfig};
 
 /// MiB that DPDK's AF_XDP driver needs for each device, beside the pool.
 const AF_XDP_MEMORY: u32 = 32;
@@ -32,7 +33,7 @@ pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> io::Result<Vec
         Some(queues) => Queues::Exactly(queues),
         None => Queues::UpTo(workers),
     };
-    let settings = Settings { queues, mtu: config.mtu, ..Settings::default() };
+    let settings = Settings { queues, mtu: config.mtu, receive_slots: DPDK_SLOTS, send_slots: DPDK_SLOTS };
     let ports = dpdk::open(eal, &device.device, opening.id, opening.pool, &settings)?;
     if let Some(port) = ports.first() {
         info!(
@@ -69,8 +70,7 @@ fn options(node: &NodeConfig, chunks: usize) -> Options {
 }
 
 fn devices(node: &NodeConfig) -> impl Iterator<Item = &DpdkDevice> {
-    let ports = node.ports.iter().filter(|port| port.backend == Backend::Dpdk);
-    ports.filter_map(|port| port.device.as_ref())
+    node.ports.iter().filter_map(|port| port.device.as_ref())
 }
 
 #[cfg(test)]

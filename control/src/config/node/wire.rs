@@ -8,6 +8,8 @@ use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
+use super::dpdk::WireDpdk;
+use super::xdp::WireXdp;
 use super::{Backend, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
@@ -20,6 +22,8 @@ pub(super) struct Wire {
     _kind: String,
     pub(super) service_proxy_name: Option<String>,
     pub(super) workers: Option<i64>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) cores: Vec<i64>,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) flow_table: WireFlowTable,
     #[serde(default, deserialize_with = "nullable")]
@@ -115,16 +119,8 @@ pub(super) struct WirePort {
     pub(super) tunnel: Option<WireTunnel>,
     pub(super) device: Option<String>,
     pub(super) queues: Option<i64>,
+    pub(super) xdp: Option<WireXdp>,
     pub(super) faults: Option<WireFaults>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct WireDpdk {
-    pub(super) hugepages: Option<bool>,
-    pub(super) memory: Option<i64>,
-    #[serde(default, deserialize_with = "nullable")]
-    pub(super) arguments: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
