@@ -28,6 +28,8 @@ use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 mod af_xdp;
 #[path = "agent/connections.rs"]
 mod connections;
+#[path = "agent/ports.rs"]
+mod ports;
 #[path = "agent/routes.rs"]
 mod routes;
 #[path = "agent/site.rs"]
@@ -69,6 +71,10 @@ fn main() -> ExitCode {
             connections::a_full_table_is_listed_while_forwarding,
         ),
         trial("one_agent_listens_at_a_socket", one_agent_listens_at_a_socket),
+        trial("pt_01_ports_by_pattern_come_and_go", ports::ports_by_pattern_come_and_go),
+        trial("pt_01_an_interface_goes_and_comes_back", ports::an_interface_goes_and_comes_back),
+        trial("several_workers_share_everything", ports::several_workers_share_everything),
+        trial("workers_cores_and_files_are_checked", ports::workers_cores_and_files_are_checked),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
