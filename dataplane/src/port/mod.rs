@@ -4,6 +4,9 @@
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
 pub mod af_packet;
+pub mod af_xdp;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod fault;
 pub mod finish;
 pub mod guard;
@@ -19,7 +22,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::packet::checksum::SCTP_CHECKSUM;
-use crate::packet::{Burst, ChecksumState, Offload};
+use crate::packet::{Burst, ChecksumState, GsoKind, Offload};
 use crate::pool::CHUNK;
 
 /// Bytes of the longest frame that a port receives: the longest IP packet (an IPv6 header and 65535 bytes)
@@ -61,6 +64,25 @@ pub trait Port: Send {
     fn missed(&mut self) -> u64 {
         0
     }
+
+    /// State of the link, for a backend that knows it.
+    fn link(&mut self) -> Option<LinkState> {
+        None
+    }
+
+    /// Counters that the device keeps itself, by its own names for them; may take a while.
+    fn device_counters(&mut self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+}
+
+/// State of a port's link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkState {
+    /// Whether frames can pass.
+    pub up: bool,
+    /// Its speed in Mbit/s, when it is known.
+    pub megabits: Option<u32>,
 }
 
 /// What a backend can carry.
@@ -68,8 +90,10 @@ pub trait Port: Send {
 pub struct Capabilities {
     /// Frames may leave with a partial transport checksum.
     pub partial_checksum: bool,
-    /// Super-frames may leave unsegmented.
+    /// Super-frames of TCP may leave unsegmented.
     pub gso: bool,
+    /// Those of UDP may.
+    pub udp_gso: bool,
 }
 
 impl Capabilities {
@@ -81,6 +105,11 @@ impl Capabilities {
             ChecksumState::Partial { offset, .. } => self.partial_checksum && offset != SCTP_CHECKSUM,
             ChecksumState::Unknown | ChecksumState::Verified => true,
         };
-        checksum && (self.gso || offload.gso.is_none())
+        let segments = match offload.gso.map(|gso| gso.kind) {
+            None => true,
+            Some(GsoKind::Tcp4 | GsoKind::Tcp6) => self.gso,
+            Some(GsoKind::Udp) => self.udp_gso,
+        };
+        checksum && segments
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::{self, Write as _};
 use pollux_dataplane::port::Capabilities;
 
 use crate::nature::{
-    Down, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Arrival, Down, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
 };
 
 /// The page.
@@ -33,7 +33,8 @@ fn tables(page: &mut String, natures: &[&Nature]) -> fmt::Result {
             ("opening it needs", |it| needs(it.needs)),
             ("far end in the tests", |it| it.far_end.into()),
             ("leaves unfinished", |it| unfinished(it.out)),
-            ("arrives unfinished", |it| unfinished(it.into)),
+            ("a partial checksum arrives", |it| arrival(it.into.checksums)),
+            ("a super-frame arrives", |it| arrival(it.into.super_frames)),
             ("shortest sent", |it| it.shortest.to_string()),
             ("longest sent", |it| longest(it.longest)),
             ("jumbo frame received", |it| jumbo(it.jumbo)),
@@ -90,6 +91,15 @@ fn unfinished(capabilities: Capabilities) -> String {
         (true, false) => "checksums",
         (false, true) => "super-frames",
         (true, true) => "checksums, super-frames",
+    }
+    .into()
+}
+
+fn arrival(arrival: Arrival) -> String {
+    match arrival {
+        Arrival::Marked => "as it is, marked",
+        Arrival::Finished => "finished",
+        Arrival::Bare => "as it is, unmarked",
     }
     .into()
 }

@@ -8,6 +8,8 @@ use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
+use super::dpdk::WireDpdk;
+use super::xdp::WireXdp;
 use super::{Backend, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
@@ -21,6 +23,8 @@ pub(super) struct Wire {
     pub(super) service_proxy_name: Option<String>,
     pub(super) workers: Option<i64>,
     #[serde(default, deserialize_with = "nullable")]
+    pub(super) cores: Vec<i64>,
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) flow_table: WireFlowTable,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) affinity: WireAffinity,
@@ -30,6 +34,8 @@ pub(super) struct Wire {
     pub(super) ports: Vec<WirePort>,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) interfaces: Vec<WireInterface>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) dpdk: WireDpdk,
     #[serde(default, deserialize_with = "listed_or_kernel")]
     pub(super) routes: WireSource<WireRoute>,
     #[serde(default, deserialize_with = "listed_or_kernel")]
@@ -111,6 +117,9 @@ pub(super) struct WirePort {
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
     pub(super) tunnel: Option<WireTunnel>,
+    pub(super) device: Option<String>,
+    pub(super) queues: Option<i64>,
+    pub(super) xdp: Option<WireXdp>,
     pub(super) faults: Option<WireFaults>,
 }
 

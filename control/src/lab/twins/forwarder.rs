@@ -18,7 +18,7 @@ use crate::agent::{Agent, AgentOptions, HostOptions, Inputs, Running};
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::config::node::{
-    Backend, Foreign, MasqueradePorts, NodeConfig, PortConfig, ProxyArp, Role, Source,
+    Backend, Foreign, MasqueradePorts, NodeConfig, PortConfig, ProxyArp, Role, Source, XdpConfig,
 };
 use crate::kernel::netns::Netns;
 use crate::lab::sequences::Entry;
@@ -149,6 +149,7 @@ fn port(interface: &str, role: Role) -> PortConfig {
         name: interface.to_owned(),
         role,
         backend: Backend::AfPacket,
+        device: None,
         interface: interface.to_owned(),
         link_address: None,
         mtu: None,
@@ -160,6 +161,7 @@ fn port(interface: &str, role: Role) -> PortConfig {
         foreign: Foreign::Drop,
         index: None,
         faults: None,
+        xdp: XdpConfig::default(),
         tunnel: None,
     }
 }

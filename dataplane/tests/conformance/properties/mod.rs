@@ -8,6 +8,7 @@ mod order;
 mod rings;
 
 use crate::bench::Bench;
+use crate::nature::{Down, Nature};
 
 /// A property.
 pub(crate) struct Property {
@@ -17,10 +18,17 @@ pub(crate) struct Property {
     pub(crate) holds: fn(&mut Bench),
 }
 
+/// Those that a backend has to keep: what has no device cannot be down.
+pub(crate) fn of(nature: &Nature) -> impl Iterator<Item = &'static Property> {
+    PROPERTIES.iter().filter(|property| {
+        nature.down != Down::NoDevice || !property.name.starts_with("a_device_that_is_down")
+    })
+}
+
 macro_rules! properties {
     ($($file:ident: $($name:ident),* $(,)?;)*) => {
         /// All of them.
-        pub(crate) const PROPERTIES: &[Property] =
+        const PROPERTIES: &[Property] =
             &[$($(Property { name: stringify!($name), holds: $file::$name }),*),*];
     };
 }
