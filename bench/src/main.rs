@@ -20,7 +20,8 @@ struct Arguments {
 enum Command {
     /// Fills, lists, expires and refills a flow table; every count is verified.
     #[command(after_help = "Examples:\n  pollux-bench conntrack --connections 1000000 --json\n  \
-                            pollux-bench conntrack --connections 100000 --family 6 --quick")]
+                            pollux-bench conntrack --connections 100000 --family 6 --quick\n  \
+                            pollux-bench conntrack --connections 1000000 --workers 2")]
     Conntrack(Conntrack),
 }
 
@@ -32,6 +33,9 @@ struct Conntrack {
     /// The address family.
     #[arg(long, default_value = "4")]
     family: Family,
+    /// Threads that make connections at once.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: u32,
     /// One line of JSON.
     #[arg(long)]
     json: bool,
@@ -64,10 +68,10 @@ fn main() -> ExitCode {
 
 fn conntrack(arguments: &Conntrack) -> Result<(), String> {
     let runs = if arguments.quick { 1 } else { 5 };
-    let connections = arguments.connections as usize;
+    let (connections, workers) = (arguments.connections as usize, arguments.workers as usize);
     let report = match arguments.family {
-        Family::V4 => conntrack::measure::<V4>(connections, runs),
-        Family::V6 => conntrack::measure::<V6>(connections, runs),
+        Family::V4 => conntrack::measure::<V4>(connections, workers, runs),
+        Family::V6 => conntrack::measure::<V6>(connections, workers, runs),
     }?;
     print(&report, arguments.json);
     Ok(())

@@ -149,6 +149,7 @@ fn port(interface: &str, role: Role) -> PortConfig {
         name: interface.to_owned(),
         role,
         backend: Backend::AfPacket,
+        device: None,
         interface: interface.to_owned(),
         link_address: None,
         mtu: None,

@@ -257,13 +257,17 @@ impl AfXdpPort {
         self.gone().err().unwrap_or(error)
     }
 
-    /// Looks whether the interface is there and up, and what its MTU is.
+    /// Looks whether the interface is there and up, and what its MTU and its address are.
     #[cold]
     fn check(&mut self) -> io::Result<()> {
         self.empty_polls = 0;
         let state = self.queues.first().map_or(Ok(()), |(_, queue)| queue.check());
         state.map_err(|error| self.noted(error))?;
-        self.mtu = self.interface.device.mtu().unwrap_or(self.mtu);
+        let Interface { device, steered, .. } = &*self.interface;
+        self.mtu = device.mtu().unwrap_or(self.mtu);
+        if let Ok(address) = device.link_address() {
+            steered.set_address(address)?;
+        }
         Ok(())
     }
 }
