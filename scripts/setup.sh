@@ -17,7 +17,8 @@ namespaces=("ip iproute2")
 case $target in
 demo) needs=("${compiler[@]}" "${namespaces[@]}") ;;
 test)
-	needs=("${compiler[@]}" "${namespaces[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind")
+	needs=("${compiler[@]}" "${namespaces[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind"
+		"tcpdump tcpdump")
 	# The programs of control/tests/programs.rs.
 	needs+=("curl curl" "nginx nginx" "iperf3 iperf3" "dig bind9-dnsutils" "dnsmasq dnsmasq-base" "openssl openssl"
 		"ping iputils-ping" "tracepath iputils-tracepath" "traceroute traceroute" "wrk wrk")

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::forward::{Forwarder, Nobody, Observer, Output};
+use crate::forward::{BoxedObserver, Forwarder, Nobody, Observer, ObserverId, Observers, Output};
 use crate::packet::{Burst, Packet, PortId};
 use crate::port::{Capabilities, Port, finish};
 use crate::stats::{PortStats, Reason, Stats};
@@ -108,11 +108,8 @@ pub struct Worker {
     epoch: std::time::Instant,
     stop: bool,
     /// Who watches, for as long as somebody does.
-    observer: Option<BoxedObserver>,
+    observers: Observers,
 }
-
-/// An observer that a worker keeps.
-pub type BoxedObserver = Box<dyn Observer + Send>;
 
 /// The ports, each with its queue of frames to send.
 struct PortSet {
@@ -150,7 +147,7 @@ impl Worker {
             wake: wake.clone(),
             epoch,
             stop: false,
-            observer: None,
+            observers: Observers::default(),
         };
         Ok((worker, Handle { commands, wake, retired: back, epoch }))
     }
@@ -171,15 +168,32 @@ impl Worker {
         });
     }
 
+    /// Puts `change(port)` where a port of the worker's was: the port behind a wrapper, or without one. Nothing
+    /// happens when the worker does not have the port.
+    pub fn change_port(&mut self, id: PortId, change: impl FnOnce(Box<dyn Port>) -> Box<dyn Port>) {
+        if let Some(slot) = self.ports.slots.get_mut(id.index())
+            && let Some(mut old) = slot.take()
+        {
+            old.port = change(old.port);
+            old.capabilities = old.port.capabilities();
+            *slot = Some(old);
+        }
+    }
+
     /// The forwarder.
     pub fn forwarder(&mut self) -> &mut Forwarder {
         &mut self.forwarder
     }
 
-    /// Tells every step of every packet to `observer` from now on, or nobody any more. Nobody watching
+    /// Tells every step of every packet to `observer` from now on, beside those that watch already. Nobody watching
     /// costs one comparison for a round of all ports: the pipeline is compiled once for each case.
-    pub fn observe(&mut self, observer: Option<BoxedObserver>) {
-        self.observer = observer;
+    pub fn observe(&mut self, observer: BoxedObserver) -> ObserverId {
+        self.observers.add(observer)
+    }
+
+    /// Tells an observer nothing any more, and returns it.
+    pub fn hush(&mut self, id: ObserverId) -> Option<BoxedObserver> {
+        self.observers.remove(id)
     }
 
     /// Time since the worker was made: the `now` of everything it does.
@@ -225,14 +239,13 @@ impl Worker {
 
     /// Takes one burst from every port and forwards it. Returns how many frames were received.
     pub fn poll(&mut self, now: Instant) -> usize {
-        match self.observer.take() {
-            None => self.poll_observed(now, &mut Nobody),
-            Some(mut observer) => {
-                let received = self.poll_observed(now, &mut observer);
-                self.observer = Some(observer);
-                received
-            }
+        if self.observers.is_empty() {
+            return self.poll_observed(now, &mut Nobody);
         }
+        let mut observers = std::mem::take(&mut self.observers);
+        let received = self.poll_observed(now, &mut observers);
+        self.observers = observers;
+        received
     }
 
     /// As [`poll`](Worker::poll), telling every step to `observer`.
@@ -276,12 +289,10 @@ impl Worker {
                 Err(TrySendError::Disconnected(tables)) => drop(tables), // nobody is left to free them
             }
         }
-        match self.observer.take() {
-            None => self.forwarder.tick(now, &mut self.ports),
-            Some(mut observer) => {
-                self.forwarder.tick_observed(now, &mut self.ports, &mut observer);
-                self.observer = Some(observer);
-            }
+        if self.observers.is_empty() {
+            self.forwarder.tick(now, &mut self.ports);
+        } else {
+            self.forwarder.tick_observed(now, &mut self.ports, &mut self.observers);
         }
         self.ports.flush();
     }

@@ -12,6 +12,7 @@
 //! that starts the agent, so an agent works in any namespace.
 
 mod admin;
+pub mod capture;
 mod changes;
 mod client;
 pub mod conntrack;
@@ -39,7 +40,7 @@ use crossbeam_channel::Receiver;
 use pollux_dataplane::flow::{FlowTable, Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::nat::fragments::Limits;
-use pollux_dataplane::packet::{V4, V6};
+use pollux_dataplane::packet::{PortId, V4, V6};
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::fault::FaultHandle;
 use pollux_dataplane::port::guard::{Families, Guard, Means};
@@ -124,6 +125,7 @@ pub struct Running {
     follow: Option<follow::Follower>,
     sweeper: Option<stale::Sweeper>,
     full: Option<full::FullWatch>,
+    captures: Option<capture::standing::Standing>,
     worker: Option<JoinHandle<Worker>>,
     ended: Receiver<()>,
     guard: Option<Guard>,
@@ -209,12 +211,15 @@ impl Agent {
             follow: None,
             sweeper: None,
             full: None,
+            captures: None,
             worker: Some(thread),
             ended,
             guard,
             memory: opened.memory,
             faults: opened.faults,
         };
+        let numbered = config.ports.iter().enumerate().map(|(number, port)| (PortId(number as u16), port));
+        running.captures = Some(capture::standing::Standing::start(&running.shared, numbered)?);
         running.shared.teach_all();
         running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
         running.full = Some(full::FullWatch::start(&running.shared)?);
@@ -276,6 +281,7 @@ impl Running {
         self.follow = None;
         self.sweeper = None;
         self.full = None;
+        self.captures = None;
         let Some(thread) = self.worker.take() else { return };
         let _ = self.shared.worker.send(Command::Stop);
         let worker = thread.join();

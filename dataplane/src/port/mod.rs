@@ -15,6 +15,7 @@ mod sys;
 pub mod tap;
 mod virtio;
 
+use std::any::Any;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -25,8 +26,9 @@ use crate::packet::{Burst, ChecksumState, Offload};
 /// behind an Ethernet header with a VLAN tag.
 pub const MAX_FRAME: usize = 14 + 4 + 40 + 65_535;
 
-/// A port's I/O backend. Called by one worker, once per burst.
-pub trait Port: Send {
+/// A port's I/O backend, or a wrapper around one ([`fault`], [`RecorderPort`](crate::capture::RecorderPort)). Called
+/// by one worker, once per burst.
+pub trait Port: Send + Any {
     /// Appends received frames to `burst`, as many as are ready and fit. Each has the port's number in
     /// [`Packet::port`](crate::packet::Packet::port) and what the device said in
     /// [`offload`](crate::packet::Packet::offload).

@@ -240,7 +240,7 @@ impl<R: Read, W: Write> PcapPort<R, W> {
     }
 }
 
-impl<R: Read + Send, W: Write + Send> Port for PcapPort<R, W> {
+impl<R: Read + Send + 'static, W: Write + Send + 'static> Port for PcapPort<R, W> {
     fn receive(&mut self, burst: &mut Burst) -> io::Result<()> {
         let before = burst.len();
         while !burst.is_full() {

@@ -5,14 +5,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use pollux_dataplane::capture::Filter;
 use pollux_dataplane::flow::LONGEST;
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
+use pollux_dataplane::port::MAX_FRAME;
 use pollux_dataplane::port::fault::{Faults, Probability};
 use serde_json::Value;
 
 use super::wire::{
-    Wire, WireFaults, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource,
-    WireTunnel,
+    Wire, WireCapture, WireFaults, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule,
+    WireSource, WireTunnel,
 };
 use super::*;
 use crate::cluster::parse_address;
@@ -104,6 +106,8 @@ impl NodeConfig {
                     ("linkAddress", link_address.is_some()),
                     ("proxyArp", wire.proxy_arp),
                     ("foreign", wire.foreign.is_some()),
+                    ("capture", wire.capture.is_some()),
+                    ("trace", wire.trace.is_some()),
                     ("a role but uplink", role != Role::Uplink),
                 ];
                 for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
@@ -133,6 +137,12 @@ impl NodeConfig {
                 },
                 index: wire.index,
                 faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
+                capture: wire.capture.map(|wire| capture(&part, wire, findings)),
+                trace: wire.trace.map(|wire| PortWatch {
+                    filter: filter(&part, "trace.filter", wire.filter, findings),
+                    snap_len: MAX_FRAME as u32,
+                    view: wire.view,
+                }),
                 tunnel,
                 name: wire.name,
             });
@@ -513,6 +523,31 @@ fn faults(part: &str, wire: &WireFaults, findings: &mut Findings) -> Faults {
         Duration::ZERO
     });
     Faults { loss, duplicate, reorder, corrupt, delay, seed: wire.seed }
+}
+
+/// Least bytes of a frame that are worth to be kept: the Ethernet header.
+const SHORTEST_SNAP: u32 = 14;
+
+fn capture(part: &str, wire: WireCapture, findings: &mut Findings) -> PortCapture {
+    if wire.file.is_empty() {
+        findings.error_in(part, "capture.file is empty");
+    }
+    let lengths = SHORTEST_SNAP..=MAX_FRAME as u32;
+    let snap_len = range(part, "capture.snapLength", wire.snap_length, lengths, findings);
+    let watch = PortWatch {
+        filter: filter(part, "capture.filter", wire.filter, findings),
+        snap_len: snap_len.unwrap_or(MAX_FRAME as u32),
+        view: wire.view,
+    };
+    PortCapture { file: wire.file.into(), watch }
+}
+
+fn filter(part: &str, field: &str, text: Option<String>, findings: &mut Findings) -> Filter {
+    let text = text.unwrap_or_default();
+    text.parse().unwrap_or_else(|error| {
+        findings.error_in(part, format!("{field} {text:?}: {error}"));
+        Filter::default()
+    })
 }
 
 fn interface_name(part: &str, field: &str, name: &str, findings: &mut Findings) {

@@ -160,6 +160,8 @@ fn port(interface: &str, role: Role) -> PortConfig {
         foreign: Foreign::Drop,
         index: None,
         faults: None,
+        capture: None,
+        trace: None,
         tunnel: None,
     }
 }
