@@ -20,7 +20,6 @@ mod follow;
 mod full;
 mod input;
 mod machine;
-mod pair;
 mod ports;
 pub mod protocol;
 mod routes;

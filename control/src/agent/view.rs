@@ -12,13 +12,14 @@ use pollux_dataplane::tables::{FamilyTables, Ports};
 use serde_json::{Value, json};
 
 use super::WORKER;
+use super::ports::backend_name;
 use super::protocol::{
     DropItem, EndpointsItem, Filter, FlowItem, NamedPort, NeighbourItem, NextHopItem, PortCounters, PortItem,
     RouteItem, ServiceItem, ServicePortItem, StatsItem, TupleItem, WorkerItem,
 };
 use super::shared::{Shared, State};
 use crate::cluster::{IpPrefix, Service, ServiceType, TrafficPolicy, parse_address};
-use crate::config::node::{Backend, Role, Source};
+use crate::config::node::{Role, Source};
 use crate::config::proxy::DetectLocal;
 use crate::translate::{ServicePortRules, ServicePorts, endpoint_name};
 
@@ -230,17 +231,6 @@ fn role_name(role: Role) -> &'static str {
         Role::Uplink => "uplink",
         Role::Pod => "pod",
         Role::Host => "host",
-    }
-}
-
-/// The configuration's word.
-pub(super) fn backend_name(backend: Backend) -> &'static str {
-    match backend {
-        Backend::AfPacket => "af_packet",
-        Backend::Tap => "tap",
-        Backend::Pcap => "pcap",
-        Backend::Memory => "memory",
-        Backend::Ipip => "ipip",
     }
 }
 

@@ -41,7 +41,7 @@ fn route6(prefix: &str, kind: RouteKind<V6>) -> Route<V6> {
     Route::new(prefix.parse().unwrap(), kind)
 }
 
-fn tables6() -> Tables {
+pub(super) fn tables6() -> Tables {
     let cali = |name: &str| PortInfo { proxy_arp: ProxyArp::On, ..port(name, Role::Pod, CALI_LINK, 1400) };
     let ports = vec![
         port("ens3", Role::Uplink, NODE_LINK, 1500),

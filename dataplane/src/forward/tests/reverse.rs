@@ -89,3 +89,40 @@ fn fw_03_packets_of_known_connections_are_asked_as_well() {
     assert_eq!(node.from(ENS3).ack("172.16.1.50:1", there.1), []);
     assert_eq!((node.dropped(Reason::ReversePath), node.dropped(Reason::MartianSource)), (1, 1));
 }
+
+/// The same of IPv6, where no setting of the kernel's turns it on: what the port's configuration says alone.
+#[test]
+fn fw_03_ipv6_has_a_filter_of_its_own() {
+    use super::ipv6::{CALI_A, CLIENT, Carries, UPLINK, arriving, packet6, settled, tables6};
+    let filtering = |mode| {
+        let mut tables = tables6();
+        let mut ports: Vec<PortInfo> = tables.ports.iter().map(|(_, port)| port.clone()).collect();
+        for port in [UPLINK, CALI_A] {
+            ports[port.index()].reverse_path_v6 = mode;
+        }
+        tables.ports = Arc::new(Ports::new(ports));
+        let mut node = settled();
+        node.forwarder.set_tables(Arc::new(tables));
+        node
+    };
+    let passes = |node: &mut Node, port, source: &str| {
+        let before = node.dropped(Reason::ReversePath);
+        let sent = node.receive(port, &arriving(port, &packet6(Carries::Udp, source, "[fd00::b]:6000", 64)));
+        let dropped = node.dropped(Reason::ReversePath) - before;
+        assert_eq!(sent.len() as u64 + dropped, 1, "{source}");
+        dropped == 0
+    };
+    let mut strict = filtering(ReversePath::Strict);
+    assert!(passes(&mut strict, UPLINK, CLIENT));
+    assert!(passes(&mut strict, CALI_A, "[fd00::a]:5000"));
+    for (port, source) in
+        [(UPLINK, "[fd00::a]:5000"), (UPLINK, "[fd00::7]:5000"), (CALI_A, CLIENT), (CALI_A, "[fd00::b]:5000")]
+    {
+        assert!(!passes(&mut strict, port, source), "{source}");
+    }
+    let mut loose = filtering(ReversePath::Loose);
+    assert!(passes(&mut loose, UPLINK, "[fd00::a]:5000"), "it leads elsewhere");
+    assert!(!passes(&mut loose, UPLINK, "[fd00::7]:5000"), "a blackhole is no way back");
+    let mut off = filtering(ReversePath::Off);
+    assert!(passes(&mut off, CALI_A, CLIENT));
+}

@@ -2,6 +2,7 @@
 //! interface (CT-13), through the forwarder.
 
 use super::*;
+use crate::forward::observe::RouteSeen;
 use crate::route::source::LinkState;
 use crate::route::{FibEditor, Multipath, NextHop, RouteKind};
 use crate::tables::{MasqueradeRule, Match};
@@ -293,4 +294,25 @@ fn ct_13_the_walk_over_the_table_takes_bounded_steps_and_finds_all() {
         edited.node.tick(Duration::ZERO);
     }
     assert_eq!(edited.node.flows(), 0);
+}
+
+#[test]
+fn rt_04_a_port_without_carrier_keeps_its_routes_unless_it_ignores_them() {
+    // The way by docker0 is the more specific one; its link is down, as the seed shows it.
+    let through = |ignoring: &[PortId]| {
+        let mut cluster = cluster();
+        let mut specific = route("198.51.100.0/24", RouteKind::Via(NextHop::on_link(DOCKER0)));
+        specific.link_down = true;
+        cluster.routes.push(specific);
+        crate::route::retain_usable(&mut cluster.routes, ignoring);
+        let mut node = cluster.start();
+        node.from(CALI_7).udp(POD, FAR);
+        node.events.iter().rev().find_map(|event| match event {
+            Event::Routed { route: RouteSeen::Via { port, .. }, .. } => Some(*port),
+            _ => None,
+        })
+    };
+    assert_eq!(through(&[]), Some(DOCKER0));
+    assert_eq!(through(&[ENS3]), Some(DOCKER0));
+    assert_eq!(through(&[DOCKER0]), Some(ENS3));
 }

@@ -1,0 +1,167 @@
+//! The backends of ports: what each asks of the configuration and the machine, and how it is opened. A
+//! backend is an arm in each function here; one that needs more than a few lines has a file beside this one.
+
+use pollux_dataplane::packet::PortId;
+use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::af_packet::{self, AfPacketPort};
+use pollux_dataplane::port::memory::{MemoryHandle, MemoryPort, Rings};
+use pollux_dataplane::port::tap::TapPort;
+use pollux_dataplane::port::{Capabilities, Port};
+use tracing::warn;
+
+use super::check::{Capability, NET_ADMIN, NET_RAW};
+use super::pair::{PairPort, far_end};
+use crate::cli::Failure;
+use crate::config::NodeConfig;
+use crate::config::node::{Backend, PortConfig};
+use crate::kernel::sandbox::require_tun;
+use crate::kernel::state::KernelState;
+
+/// Longest name of an interface (`IFNAMSIZ` with its zero).
+const LONGEST_NAME: usize = 15;
+
+/// The host port's MTU when it is not set, bytes.
+pub(super) const DEFAULT_MTU: u32 = 1500;
+
+/// The word of the configuration.
+pub(in crate::agent) fn name(backend: Backend) -> &'static str {
+    match backend {
+        Backend::AfPacket => "af_packet",
+        Backend::Tap => "tap",
+        Backend::Pcap => "pcap",
+        Backend::Memory => "memory",
+        Backend::Ipip => "ipip",
+    }
+}
+
+/// Whether a port of the backend has an interface of the kernel's to itself.
+pub(super) fn has_interface(backend: Backend) -> bool {
+    match backend {
+        Backend::AfPacket | Backend::Tap => true,
+        Backend::Pcap | Backend::Memory | Backend::Ipip => false,
+    }
+}
+
+/// Whether the kernel sees the frames too, and has to be kept from acting on them (PT-05).
+pub(super) fn is_shared(backend: Backend) -> bool {
+    match backend {
+        Backend::AfPacket => true,
+        Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
+    }
+}
+
+/// What a process needs to open it.
+pub(super) fn privileges(backend: Backend) -> &'static [Capability] {
+    match backend {
+        Backend::AfPacket => &[NET_ADMIN, NET_RAW],
+        Backend::Tap => &[NET_ADMIN],
+        Backend::Pcap | Backend::Memory | Backend::Ipip => &[],
+    }
+}
+
+/// What is wrong with the configuration of a port: a line for each.
+pub(super) fn wrong(port: &PortConfig, kernel: &KernelState) -> Vec<String> {
+    let PortConfig { name, interface, .. } = port;
+    match port.backend {
+        Backend::Memory | Backend::Ipip => Vec::new(),
+        Backend::Pcap => {
+            vec![format!("port {name}: backend pcap has no place on a running node (see `pollux replay`)")]
+        }
+        Backend::Tap if interface.len() > LONGEST_NAME => {
+            vec![format!("port {name}: interface {interface} has more than {LONGEST_NAME} characters")]
+        }
+        Backend::Tap => Vec::new(),
+        Backend::AfPacket => differs_from_link(port, kernel),
+    }
+}
+
+/// What the configuration says otherwise than the interface that is there already.
+fn differs_from_link(port: &PortConfig, kernel: &KernelState) -> Vec<String> {
+    let PortConfig { name, interface, .. } = port;
+    let mut wrong = Vec::new();
+    let Some(link) = kernel.link(interface) else { return wrong };
+    if let (Some(set), Some(own)) = (port.link_address, link.link_address)
+        && set != own
+    {
+        wrong.push(format!("port {name}: linkAddress {set} is not {interface}'s, which is {own}"));
+    }
+    if let Some(mtu) = port.mtu.filter(|mtu| u32::from(*mtu) > link.mtu) {
+        wrong.push(format!("port {name}: mtu {mtu} is more than {interface}'s, which is {}", link.mtu));
+    }
+    wrong
+}
+
+/// What the machine lacks for a port.
+pub(super) fn lacking(port: &PortConfig, kernel: &KernelState) -> Option<String> {
+    let PortConfig { name, interface, .. } = port;
+    match (port.backend, kernel.link(interface)) {
+        (Backend::AfPacket, None) => Some(format!("port {name}: interface {interface} does not exist")),
+        (Backend::AfPacket, Some(link)) if link.loopback || link.link_address.is_none() => {
+            Some(format!("port {name}: interface {interface} is not an Ethernet interface"))
+        }
+        // A pair that a crash left behind is made anew.
+        (Backend::Tap, Some(_)) if kernel.link(&far_end(interface)).is_none() => Some(format!(
+            "port {name}: an interface {interface} exists already: stop what holds it, or set another name"
+        )),
+        _ => None,
+    }
+}
+
+/// What a port is opened with, beside its own configuration.
+#[derive(Clone, Copy)]
+pub(super) struct Opening<'a> {
+    /// The number that the tables know it by.
+    pub(super) id: PortId,
+    /// The configuration of the whole node.
+    #[expect(dead_code, reason = "for the backends that are set up once for all ports")]
+    pub(super) node: &'a NodeConfig,
+    /// Where its frames lie.
+    pub(super) pool: &'static Pool,
+    /// How many workers there are: a device with as many queues gives one to each.
+    #[expect(dead_code, reason = "for the backends with several queues")]
+    pub(super) workers: usize,
+}
+
+/// An opened port.
+pub(super) struct OpenedPort {
+    /// Its queues, at least one unless frames for it leave by other ports: one, or one for each worker.
+    pub(super) queues: Vec<Box<dyn Port>>,
+    /// The other side of a memory port.
+    pub(super) memory: Option<MemoryHandle>,
+}
+
+impl OpenedPort {
+    fn single(port: impl Port + 'static) -> OpenedPort {
+        OpenedPort { queues: vec![Box::new(port)], memory: None }
+    }
+}
+
+/// Opens a port that was checked. TAP interfaces are made by it (veth pairs where the machine gives no TAP);
+/// they are still down.
+///
+/// # Errors
+/// Exit code 4. What was opened is closed again.
+pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> Result<OpenedPort, Failure> {
+    let Opening { id, pool, .. } = *opening;
+    let failed = |error| Failure::environment(format!("port {}: {error}", config.name));
+    Ok(match config.backend {
+        Backend::AfPacket => {
+            let options = af_packet::Options::default();
+            OpenedPort::single(AfPacketPort::open(&config.interface, id, pool, options).map_err(failed)?)
+        }
+        Backend::Tap => match require_tun() {
+            Ok(()) => OpenedPort::single(TapPort::open(&config.interface, id, pool).map_err(failed)?),
+            Err(lacking) => {
+                warn!("a veth pair stands for the TAP of port {}: {lacking}", config.name);
+                let mtu = config.mtu.map_or(DEFAULT_MTU, u32::from);
+                OpenedPort::single(PairPort::open(&config.interface, mtu, id, pool).map_err(failed)?)
+            }
+        },
+        Backend::Memory => {
+            let (port, handle) = MemoryPort::new(id, Capabilities::default(), Rings::default());
+            OpenedPort { queues: vec![Box::new(port)], memory: Some(handle) }
+        }
+        Backend::Ipip => OpenedPort { queues: Vec::new(), memory: None },
+        Backend::Pcap => unreachable!("refused by the check"),
+    })
+}
