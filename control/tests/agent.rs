@@ -24,6 +24,8 @@ use pollux_control::lab::traffic::{TcpClient, UdpServer, udp_echo};
 use serde_json::{Value, json};
 use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 
+#[path = "agent/capture.rs"]
+mod capture;
 #[path = "agent/connections.rs"]
 mod connections;
 #[path = "agent/routes.rs"]
@@ -58,6 +60,10 @@ fn main() -> ExitCode {
             "ct_11_a_full_table_is_listed_while_forwarding",
             connections::a_full_table_is_listed_while_forwarding,
         ),
+        trial("capture_shows_frames_with_their_decisions", capture::frames_with_their_decisions),
+        trial("capture_refuses_what_it_does_not_know", capture::refuses),
+        trial("capture_waits_for_no_client_and_ends_with_it", capture::waits_for_no_client),
+        trial("capture_and_trace_of_the_configuration", capture::of_the_configuration),
         trial("one_agent_listens_at_a_socket", one_agent_listens_at_a_socket),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
