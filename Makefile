@@ -24,7 +24,7 @@ demo:
 
 test:
 	@scripts/setup.sh test
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --features dpdk
 	$(CARGO) test --locked --package pollux-dataplane --features model --test model -- --test-threads 2
 	$(CARGO) bench --locked --package pollux-bench --bench instructions
 
@@ -48,9 +48,9 @@ instructions:
 lint:
 	@scripts/setup.sh lint
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features dpdk -- -D warnings
 	$(CARGO) clippy --locked --package pollux-dataplane --features model --test model -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --features dpdk --no-deps --document-private-items
 	@if command -v cargo-deny >/dev/null; then \
 		$(CARGO) deny --workspace check bans licenses sources; \
 	else \

@@ -1,7 +1,8 @@
 //! Counters: what came in, what went out, and one reason for everything that did neither.
 //!
 //! The balance of FW-05 holds whenever the worker is between bursts:
-//! `received + originated + split = transmitted + delivered + held + dropped + joined`.
+//! `received + originated + split + taken = transmitted + delivered + held + dropped + joined + handed`. Over a team of
+//! workers what was handed over and not yet taken is on its way between two of them.
 
 /// Declares the drop reasons: the one list from which code, metrics, CLI and documentation print.
 macro_rules! reasons {
@@ -99,6 +100,10 @@ pub struct Stats {
     pub held: u64,
     /// Frames lost by joining several into one.
     pub joined: u64,
+    /// Frames handed to other workers, whose ports are to send them.
+    pub handed: u64,
+    /// Frames taken from other workers.
+    pub taken: u64,
     /// Drops by reason, at the reason's number.
     pub dropped: Drops,
 }
@@ -170,6 +175,8 @@ impl Stats {
             delivered: self.delivered + other.delivered,
             held: self.held + other.held,
             joined: self.joined + other.joined,
+            handed: self.handed + other.handed,
+            taken: self.taken + other.taken,
             dropped,
         }
     }
@@ -177,8 +184,8 @@ impl Stats {
     /// The two sides of FW-05's balance: frames that came to be, and what became of them.
     pub fn balance(&self) -> (u64, u64) {
         (
-            self.received + self.originated + self.split,
-            self.transmitted + self.delivered + self.held + self.dropped.total() + self.joined,
+            self.received + self.originated + self.split + self.taken,
+            self.transmitted + self.delivered + self.held + self.dropped.total() + self.joined + self.handed,
         )
     }
 }

@@ -24,6 +24,8 @@ use pollux_dataplane::time::Instant;
 use pollux_dataplane::worker::Worker;
 
 use crate::seed::{Cluster, Files};
+pub use crate::walks::Left;
+use crate::walks::{Choice, End, Outcome, PARTIAL, Stage, Step};
 
 /// The time between two steps.
 const STEP: Duration = Duration::from_millis(1);
@@ -33,20 +35,10 @@ pub struct Node {
     worker: Worker,
     ports: BTreeMap<String, (PortId, MemoryHandle)>,
     compiled: Compiled,
+    capabilities: Capabilities,
     pool: &'static Pool,
     now: Instant,
     taken: u64,
-}
-
-/// A frame that left.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Left {
-    /// The port.
-    pub port: String,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-    /// What was left to the device.
-    pub offload: Offload,
 }
 
 impl Cluster {
@@ -86,7 +78,7 @@ impl Node {
             worker.add_port(id, Box::new(memory));
             ports.insert(port.name.clone(), (id, handle));
         }
-        Node { worker, ports, compiled, pool, now, taken: 0 }
+        Node { worker, ports, compiled, capabilities, pool, now, taken: 0 }
     }
 
     /// Puts other files in force, compiled all at once. The ports stay as they are.
@@ -105,22 +97,8 @@ impl Node {
     /// # Panics
     /// If the Service has no set of several backends with this one.
     pub fn choose(&mut self, service: &str, backend: &str) {
-        let backend: SocketAddr = backend.parse().expect("ADDRESS:PORT");
-        let tables = self.compiled.tables.v4.as_ref().expect("IPv4 is forwarded");
-        let frontends = tables.services.frontends().map(|(_, frontend)| frontend);
-        let own = frontends.filter(|frontend| {
-            self.compiled.ports_v4[frontend.service_port as usize].id.to_string() == service
-        });
-        let place = own.into_iter().find_map(|frontend| {
-            let (Path::Internal(set) | Path::Cluster(set) | Path::Local { cluster: set, .. }) = frontend.path
-            else {
-                return None;
-            };
-            let backends = tables.services.backends(set);
-            backends.iter().position(|one| SocketAddr::from((one.address, one.port)) == backend)
-        });
-        let place = place.unwrap_or_else(|| panic!("{service} has no backend {backend}"));
-        self.worker.forwarder().fix_choice(Some(place as u32));
+        let place = place_of(&self.compiled, service, backend).unwrap_or_else(|problem| panic!("{problem}"));
+        self.worker.forwarder().fix_choice(Some(place));
     }
 
     /// Makes new connections choose the backend at `place` of every set that is long enough.
@@ -240,6 +218,62 @@ impl Node {
         let port = ports.by_name(port).and_then(|id| ports.get(id)).expect("a port of that name");
         port.link_address.0
     }
+}
+
+/// One worker on ports in memory, and a clock of the test's.
+impl Stage for Node {
+    fn carries_partial(&self, _: &str) -> bool {
+        self.capabilities.partial_checksum
+    }
+
+    fn choose(&mut self, choice: Choice) -> Result<(), String> {
+        match choice {
+            Choice::None => {}
+            Choice::Backend(service, backend) => Node::choose(self, service, backend),
+            Choice::Place(place) => self.choose_place(place),
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, step: &Step) -> Result<Vec<Left>, String> {
+        let left = match &step.frame.partial {
+            Some(bytes) => self.send_offloaded(step.port, bytes, PARTIAL),
+            None => self.send(step.port, &step.frame.complete),
+        };
+        if matches!(step.outcome, Outcome::Dropped(_)) && left.is_empty() {
+            // Nor does anything come late.
+            return Ok(self.wait(Duration::from_secs(2)));
+        }
+        Ok(left)
+    }
+
+    fn end(&mut self) -> Result<End, String> {
+        let mut connections = self.marks();
+        connections.sort_unstable();
+        Ok(End { left: self.take(), stats: self.stats(), connections })
+    }
+}
+
+/// Where new connections find `backend` in the sets of a Service port (`default/myapp`, or `default/web:http`
+/// with a named port): what [`Forwarder::fix_choice`] takes.
+///
+/// # Errors
+/// When it has no set of several backends with this one.
+pub fn place_of(compiled: &Compiled, service: &str, backend: &str) -> Result<u32, String> {
+    let backend: SocketAddr = backend.parse().map_err(|_| format!("{backend} is not ADDRESS:PORT"))?;
+    let tables = compiled.tables.v4.as_ref().ok_or("IPv4 is not forwarded")?;
+    let frontends = tables.services.frontends().map(|(_, frontend)| frontend);
+    let own = frontends
+        .filter(|frontend| compiled.ports_v4[frontend.service_port as usize].id.to_string() == service);
+    let place = own.into_iter().find_map(|frontend| {
+        let (Path::Internal(set) | Path::Cluster(set) | Path::Local { cluster: set, .. }) = frontend.path
+        else {
+            return None;
+        };
+        let backends = tables.services.backends(set);
+        backends.iter().position(|one| SocketAddr::from((one.address, one.port)) == backend)
+    });
+    place.map(|place| place as u32).ok_or_else(|| format!("{service} has no backend {backend}"))
 }
 
 /// The tables of slave1 under the given files, and its view of itself.

@@ -216,8 +216,8 @@ spec:
         self.edit_node("- {name: docker0, addresses: [172.17.0.1/16], index: 3}\n", "")
             .edit_node(
                 "interfaces:\n",
-                "- {name: docker0, role: pod, backend: memory, linkAddress: '02:42:ac:11:00:01', mtu: 1500, \
-                 addresses: [172.17.0.1/16], index: 3}\ninterfaces:\n",
+                "- name: docker0\n  role: pod\n  backend: memory\n  linkAddress: 02:42:ac:11:00:01\n  mtu: 1500\n  \
+                 addresses: [172.17.0.1/16]\n  index: 3\ninterfaces:\n",
             )
             .edit_node(", linkDown: true", "")
             .edit_node(
@@ -289,6 +289,41 @@ spec:
     /// A CNI's rule that gives pods the node's address when they leave the node (W5, note 1).
     pub fn with_cni_rule(self) -> Cluster {
         self.edit_node("  rules:\n", "  rules:\n  - {name: cni, source: 10.151.0.0/16, outPort: ens3}\n")
+    }
+
+    /// For an agent with this many workers, whose ports have the lines that `lines` gives for their names in
+    /// place of `backend: memory`. The host port keeps the link address that it has in memory.
+    ///
+    /// # Panics
+    /// If the configuration is not as the examples are.
+    pub fn on_backend(self, workers: usize, lines: impl Fn(&str) -> String) -> Cluster {
+        let mut cluster = self.edit_node(
+            "ports:\n- name: ens3\n",
+            &format!("workers: {workers}\nflowTable: {{connections: 4096}}\nports:\n- name: ens3\n"),
+        );
+        let mut port = "";
+        let mut node = String::new();
+        for line in cluster.node.lines() {
+            if let Some(name) = line.strip_prefix("- name: ") {
+                port = name.split(' ').next().unwrap_or(name);
+            }
+            if line == "  backend: memory" {
+                if port == self::port::HOST {
+                    node.push_str("  linkAddress: 02:00:00:00:00:03\n");
+                }
+                for line in lines(port).lines() {
+                    node.push_str("  ");
+                    node.push_str(line);
+                    node.push('\n');
+                }
+            } else {
+                node.push_str(line);
+                node.push('\n');
+            }
+        }
+        assert!(!node.contains("backend: memory") || lines(self::port::ENS3) == "backend: memory", "{node}");
+        cluster.node = node;
+        cluster
     }
 
     /// Writes the files.

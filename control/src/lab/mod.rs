@@ -3,7 +3,7 @@
 //! `pollux demo` shows packets in it, tests measure the forwarder against the kernel in it. A [`Plan`] says
 //! as data which nodes there are and how they are cabled; [`Network::build`] makes namespaces of it with
 //! iproute2; [`seed`] is the plan of the seed's cluster, [`twin`] makes the kernel its kube-proxy. On a built
-//! network, [`capture`] sees and sends frames and [`traffic`] holds real connections.
+//! network, [`capture`] and [`far_end`] see and send frames and [`traffic`] holds real connections.
 //!
 //! Everything here lives in a sandbox (see [`crate::kernel::sandbox`]): no interface, route or rule of the
 //! machine is touched, no frame leaves it, and all of it ends with the process.
@@ -12,6 +12,7 @@
 //! that waits is bounded by a duration that the caller gives.
 
 pub mod capture;
+pub mod far_end;
 pub mod network;
 pub mod pollux;
 pub mod seed;

@@ -14,6 +14,8 @@ pub(super) enum Use {
     Inject,
     /// Frames are sent, and those of the other end received.
     Exchange,
+    /// As `Exchange`, each frame behind the virtio-net header that says what its sender left to the device.
+    Offloaded,
 }
 
 /// A raw packet socket on `interface` of the calling thread's network namespace, non-blocking.
@@ -33,24 +35,14 @@ pub(super) fn packet_socket(interface: &str, purpose: Use) -> io::Result<OwnedFd
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_ifindex = index.cast_signed();
     address.sll_protocol = match purpose {
-        Use::Capture | Use::Exchange => (libc::ETH_P_ALL as u16).to_be(),
+        Use::Capture | Use::Exchange | Use::Offloaded => (libc::ETH_P_ALL as u16).to_be(),
         Use::Inject => 0,
     };
-    if purpose == Use::Exchange {
-        let on: libc::c_int = 1;
-        // SAFETY: the option takes an integer, which lives across the call.
-        let set = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_IGNORE_OUTGOING,
-                (&raw const on).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        if set < 0 {
-            return Err(io::Error::last_os_error());
-        }
+    if matches!(purpose, Use::Exchange | Use::Offloaded) {
+        switch_on(&socket, libc::PACKET_IGNORE_OUTGOING)?;
+    }
+    if purpose == Use::Offloaded {
+        switch_on(&socket, libc::PACKET_VNET_HDR)?;
     }
     // SAFETY: `address` is a sockaddr_ll that lives across the call, and its true length is given.
     let bound = unsafe {
@@ -61,6 +53,22 @@ pub(super) fn packet_socket(interface: &str, purpose: Use) -> io::Result<OwnedFd
         )
     };
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+/// Switches an option of a packet socket on.
+fn switch_on(socket: &OwnedFd, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an integer, which lives across the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Frames that a packet socket had no room for since the last call.

@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 
 use super::{Capture, Direction, Record, WallClock};
 use crate::packet::{BURST, Burst, PortId};
-use crate::port::{Capabilities, Port};
+use crate::port::{Capabilities, LinkState, Port};
 
 /// A port whose frames are recorded: those that the device gave, those that it took. What it refuses is not recorded,
 /// and all that the port before it had to finish for it is finished.
@@ -87,5 +87,13 @@ impl Port for RecorderPort {
 
     fn missed(&mut self) -> u64 {
         self.port.missed()
+    }
+
+    fn link(&mut self) -> Option<LinkState> {
+        self.port.link()
+    }
+
+    fn device_counters(&mut self) -> Vec<(String, u64)> {
+        self.port.device_counters()
     }
 }

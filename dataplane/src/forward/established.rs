@@ -6,7 +6,7 @@ use super::fragments::segments_fit;
 use super::host::Wire;
 use super::new::Refusal;
 use super::observe::{Event, Observer};
-use super::{Output, Pass};
+use super::{NextHop, Output, Pass};
 use crate::flow::{self, Class, Direction, FlowKey, Hit, NextHopRef, Touch};
 use crate::nat::{self, Rewrite};
 use crate::packet::ethernet;
@@ -130,13 +130,11 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         let Ok(way) = self.route(&flow) else { return false };
         let next_hop = self.next_hop(way);
         let out = next_hop.map(|(port, _)| port);
-        let moved = match Way::of(hit.next_hop()) {
-            Way::Host => out.is_some(),
-            Way::Port(old) if self.state.neighbours.is_current(old) => {
-                out != Some(self.state.neighbours.port(old))
-            }
-            // Its port is not known any more: the address tells.
-            Way::Port(_) => {
+        let moved = match self.state.destination_of(hit.next_hop()) {
+            NextHop::Host => out.is_some(),
+            NextHop::Neighbour(port, _) => out != Some(port),
+            // Its port is not known any more, or another worker found it: the address tells.
+            NextHop::Unknown => {
                 let neighbour = next_hop.map_or(rewrite.destination, |(_, address)| address);
                 let interfaces = &self.tables.routing.interfaces;
                 interfaces.masquerade_source(out, neighbour, rewrite.destination) != Some(rewrite.source)

@@ -20,7 +20,7 @@ use crate::packet::{Address, Family, LinkAddr, Packet, PortId, Protocol, V4, V6}
 use crate::pool::Pool;
 use crate::route::discovery::source_on_link;
 use crate::route::resolution::{self, Addressed, Message, MessageKind, Responder};
-use crate::route::{AdjacencyId, Learned, NeighbourEvent, Solicitation};
+use crate::route::{AdjacencyId, Heard, NeighbourEvent, News, Said, Solicitation};
 use crate::service::{Locality, Origin};
 use crate::stats::Reason;
 use crate::tables::{Foreign, PortInfo, Ports, ProxyArp, Role, Sharing};
@@ -273,9 +273,16 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         self.work_off_events();
     }
 
-    /// Teaches a link address and sends what waited for it.
-    pub(super) fn learn(&mut self, port: PortId, address: A::Addr, link: LinkAddr, how: Learned) {
-        self.state.neighbours.learn(port, address, link, how, self.now);
+    /// Takes in what a frame says of a neighbour, and tells the other workers.
+    pub(super) fn heard(&mut self, port: PortId, address: A::Addr, what: Said) {
+        let heard = Heard { port, address, what };
+        self.out.tell(A::news(heard));
+        self.hear(&heard);
+    }
+
+    /// Takes in what is known of a neighbour and sends what waited for it.
+    pub(super) fn hear(&mut self, heard: &Heard<A>) {
+        self.state.neighbours.hear(heard, self.now);
         self.work_off_events();
     }
 
@@ -372,6 +379,8 @@ pub(super) trait Wire: Family {
         packet: Packet,
         headers: &Headers<Self>,
     ) -> Option<Packet>;
+    /// What was heard, for the other workers.
+    fn news(heard: Heard<Self>) -> News;
     /// The request for a link address; nothing when the pool is empty.
     fn solicitation(
         from: LinkAddr,
@@ -412,6 +421,10 @@ impl Wire for V4 {
         }
     }
 
+    fn news(heard: Heard<V4>) -> News {
+        News::V4(heard)
+    }
+
     fn solicitation(
         from: LinkAddr,
         sender: Ipv4Addr,
@@ -447,6 +460,10 @@ impl Wire for V6 {
         _: &Headers<V6>,
     ) -> Option<Packet> {
         Some(packet)
+    }
+
+    fn news(heard: Heard<V6>) -> News {
+        News::V6(heard)
     }
 
     /// Without a sender, from the port's own link-local address: unlike ARP's, a question from nobody is not
@@ -514,7 +531,7 @@ impl<O: Output, T: Observer> Pass<'_, V4, O, T> {
             self.out.send(id, answer);
         }
         if let Some(how) = decision.learn {
-            self.learn(id, arp.sender, arp.sender_link, how);
+            self.heard(id, arp.sender, Said::Link(arp.sender_link, how));
         }
         // The frame ends here: learnt from, answered, or the kernel's.
         self.core.leave_to_kernel(packet);

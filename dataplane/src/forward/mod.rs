@@ -30,24 +30,26 @@ mod tunnel;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::flow::{Candidate, FlowKey, FlowTable, Hash, Sysctls, Timeouts};
+use crate::flow::{Candidate, FlowKey, FlowTable, Hash, NextHopRef, Sysctls, Timeouts};
 use crate::nat::fragments::{Fragments, Limits};
 use crate::packet::ethernet;
 use crate::packet::parse::{Headers, Parsed, parse};
 use crate::packet::plain::Plain;
 use crate::packet::{Address, BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
-use crate::route::{Changed, NeighbourEvent, Neighbours, Stamps};
+use crate::route::{Changed, NeighbourEvent, Neighbours, News, Stamps};
 use crate::service::{Clients, Origin, Services};
 use crate::stats::{Reason, Stats};
 use crate::tables::{FamilyTables, Masquerade, Ports, ReversePath, Tables};
 use crate::time::Instant;
+use established::Way;
 use express::Express;
 pub use host::HOST_SIDE;
 use host::{Wire, pass_on};
@@ -60,6 +62,22 @@ use orphans::Orphans;
 pub trait Output {
     /// Queues a frame on a port. What a full port refuses is counted by the implementor.
     fn send(&mut self, port: PortId, packet: Packet);
+
+    /// Tells the other workers what was heard of a neighbour. Nothing is to be done where there are none.
+    fn tell(&mut self, news: News) {
+        let _ = news;
+    }
+}
+
+/// What a flow entry's next hop stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NextHop<A: Family> {
+    /// This neighbour, behind this port.
+    Neighbour(PortId, A::Addr),
+    /// The node's own stack.
+    Host,
+    /// Nothing that this worker knows: never looked for, the neighbour has gone, or another worker found it.
+    Unknown,
 }
 
 /// How a forwarder is made.
@@ -78,20 +96,33 @@ pub struct Settings {
 }
 
 /// One worker's forwarder.
+///
+/// Those of several workers are [siblings](Forwarder::sibling). They share the flow tables, the clients of session
+/// affinity and the limits of ICMP errors. Each has its own neighbours ([`Neighbours`] says how they learn from each
+/// other), fragments, random numbers and counters. A datagram's fragments must come to one worker: devices see to
+/// that, since a fragment is assigned by its addresses alone (the later ones have no ports).
 pub struct Forwarder {
     tables: Arc<Tables>,
     v4: State<V4>,
     v6: State<V6>,
     core: Core,
-    /// When [`tick`](Forwarder::tick) was last called.
-    ticked: Instant,
+    siblings: Arc<Siblings>,
+}
+
+/// What siblings have in common beside their tables.
+struct Siblings {
+    /// How many there were, this one included: the next one's number.
+    born: AtomicU32,
+    /// When any of them last looked for what has expired: the slices of one walk are shared out by chance.
+    ticked: AtomicU64,
 }
 
 /// What a family keeps between packets.
 struct State<A: Family> {
     /// Shared with who lists and removes connections without the worker.
     flows: Arc<FlowTable<A>>,
-    clients: Clients<A>,
+    /// Shared too: a client's connections come to any worker.
+    clients: Arc<Clients<A>>,
     neighbours: Neighbours<A>,
     fragments: Fragments<A>,
     /// Changes of routing: a flow whose next hop was found under another stamp of its destination looks again.
@@ -159,8 +190,33 @@ impl Forwarder {
                 pool,
                 fixed_choice: None,
             },
-            ticked: Instant::ZERO,
+            siblings: Arc::new(Siblings { born: AtomicU32::new(1), ticked: AtomicU64::new(0) }),
         })
+    }
+
+    /// A forwarder for another worker on the same connections, with the tables and settings of this one. `seed` is
+    /// that of its random choices.
+    ///
+    /// # Panics
+    /// If the family has 256 members already.
+    pub fn sibling(&self, seed: u64) -> Forwarder {
+        let number = self.siblings.born.fetch_add(1, Relaxed);
+        let number = u8::try_from(number).expect("a flow table has 256 workers at most");
+        let mut sibling = Forwarder {
+            tables: Arc::default(),
+            v4: self.v4.sibling(number),
+            v6: self.v6.sibling(number),
+            core: Core {
+                stats: Stats::default(),
+                limiter: self.core.limiter.clone(),
+                random: StdRng::seed_from_u64(seed),
+                pool: self.core.pool,
+                fixed_choice: self.core.fixed_choice,
+            },
+            siblings: Arc::clone(&self.siblings),
+        };
+        sibling.set_tables(Arc::clone(&self.tables));
+        sibling
     }
 
     /// Puts new tables in force and returns the old ones, for their owner to free: freeing big tables is
@@ -231,6 +287,16 @@ impl Forwarder {
     /// Those of IPv6.
     pub fn clients_v6(&self) -> &Clients<V6> {
         &self.v6.clients
+    }
+
+    /// Where an IPv4 flow entry sends its packets, as far as this worker knows.
+    pub fn next_hop_v4(&self, next_hop: NextHopRef) -> NextHop<V4> {
+        self.v4.destination_of(next_hop)
+    }
+
+    /// Where an IPv6 flow entry sends its packets, as far as this worker knows.
+    pub fn next_hop_v6(&self, next_hop: NextHopRef) -> NextHop<V6> {
+        self.v6.destination_of(next_hop)
     }
 
     /// The neighbours of IPv4.
@@ -306,8 +372,7 @@ impl Forwarder {
     pub fn tick_observed(&mut self, now: Instant, out: &mut impl Output, observer: &mut impl Observer) {
         observer.begins(&self.tables);
         observer.resumes();
-        let since = now.saturating_since(self.ticked);
-        self.ticked = now;
+        let since = now.saturating_since(Instant(self.siblings.ticked.fetch_max(now.0, Relaxed)));
         self.v4.flows.expire_since(now.into(), since);
         self.v6.flows.expire_since(now.into(), since);
         self.v4.end_orphans(self.tables.v4.as_ref(), now);
@@ -324,6 +389,38 @@ impl Forwarder {
         }
         observer.ends();
         self.count_held();
+    }
+
+    /// Takes in what another worker heard of a neighbour.
+    pub fn hear(&mut self, news: &News, now: Instant, out: &mut impl Output, observer: &mut impl Observer) {
+        match news {
+            News::V4(heard) => {
+                if let Some(mut pass) = self.pass_v4(now, out, observer) {
+                    pass.hear(heard);
+                }
+            }
+            News::V6(heard) => {
+                if let Some(mut pass) = self.pass_v6(now, out, observer) {
+                    pass.hear(heard);
+                }
+            }
+        }
+        self.count_held();
+    }
+
+    /// A port's device has come back, under the number and name that the tables know.
+    pub fn open_port(&mut self, id: PortId) {
+        if let Some(port) = self.tables.ports.get(id) {
+            self.v4.neighbours.set_port(id, port.link_address, port.mtu);
+            self.v6.neighbours.set_port(id, port.link_address, port.mtu);
+        }
+    }
+
+    /// A port's device has gone, before the tables know. What waits for neighbours behind it is dropped at the next
+    /// [`tick`](Forwarder::tick), under `PortDown`.
+    pub fn close_port(&mut self, id: PortId) {
+        self.v4.neighbours.remove_port(id);
+        self.v6.neighbours.remove_port(id);
     }
 
     fn count_held(&mut self) {
@@ -434,13 +531,40 @@ impl<A: Family> State<A> {
                 settings.timeouts.clone(),
                 settings.sysctls,
             )?),
-            clients: Clients::new(settings.clients),
+            clients: Arc::new(Clients::new(settings.clients)),
             neighbours: Neighbours::default(),
             fragments: Fragments::new(Limits::of::<A>()),
             stamps: Stamps::default(),
             orphans: Orphans::default(),
             working_off: false,
         })
+    }
+
+    /// The state of another worker on the same connections.
+    fn sibling(&self, number: u8) -> State<A> {
+        State {
+            flows: Arc::clone(&self.flows),
+            clients: Arc::clone(&self.clients),
+            neighbours: Neighbours::default(),
+            fragments: Fragments::new(self.fragments.limits()),
+            stamps: Stamps::of_worker(number),
+            orphans: Orphans::default(),
+            working_off: false,
+        }
+    }
+
+    /// What an entry's next hop stands for.
+    fn destination_of(&self, next_hop: NextHopRef) -> NextHop<A> {
+        if !self.stamps.are_of(next_hop.generation) {
+            return NextHop::Unknown;
+        }
+        match Way::of(next_hop) {
+            Way::Host => NextHop::Host,
+            Way::Port(id) => match self.neighbours.get(id) {
+                Some(neighbour) => NextHop::Neighbour(neighbour.port, neighbour.address),
+                None => NextHop::Unknown,
+            },
+        }
     }
 
     fn routing_changed(&mut self, ports: bool, old: Option<&FamilyTables<A>>, new: Option<&FamilyTables<A>>) {

@@ -8,6 +8,7 @@ use crate::packet::ethernet::Ethernet;
 use crate::packet::ndp::{self, Ndp};
 use crate::packet::parse::Headers;
 use crate::packet::{Packet, V6};
+use crate::route::Said;
 use crate::route::discovery::{self, Lesson, Station};
 use crate::stats::Reason;
 use crate::tables::Role;
@@ -53,11 +54,8 @@ impl<O: Output, T: Observer> Pass<'_, V6, O, T> {
             self.out.send(id, answer);
         }
         match decision.learn {
-            Some(Lesson::Asked(who, link, how)) => self.learn(id, who, link, how),
-            Some(Lesson::Advertised(target, said)) => {
-                self.state.neighbours.advertised(id, target, said, self.now);
-                self.work_off_events();
-            }
+            Some(Lesson::Asked(who, link, how)) => self.heard(id, who, Said::Link(link, how)),
+            Some(Lesson::Advertised(target, said)) => self.heard(id, target, Said::Advertised(said)),
             None => {}
         }
         // The frame ends here: learnt from, answered, or the kernel's.

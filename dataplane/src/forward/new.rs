@@ -2,6 +2,8 @@
 //! route (WK-06), hygiene (FW-01, FW-02), filter (WK-07), source (WK-09), and the entries of both
 //! directions, or none (CT-04). From then on the connection's packets go through `established.rs`.
 
+use std::sync::Arc;
+
 use rand::RngExt;
 
 use super::established::Way;
@@ -235,7 +237,8 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         client: A::Addr,
     ) -> (u32, ChosenBy) {
         let services = &self.tables.services;
-        let (known, now) = (self.state.clients.client(client, affinity.service_port), self.now);
+        let clients = Arc::clone(&self.state.clients);
+        let (known, now) = (clients.client(client, affinity.service_port), self.now);
         let fresh = |backend: &Backend<A>, affinity: Affinity| known.is_fresh(backend, affinity.timeout, now);
         let (place, chosen_by) = match services.sticky(frontend, set, fresh) {
             Some(place) => (place, ChosenBy::Affinity),
@@ -243,7 +246,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         };
         let backend = services.backends(set)[place as usize];
         // Without room the next connection chooses anew; the table counts it (AF-05).
-        let _ = self.state.clients.remember(client, backend, affinity, now);
+        let _ = known.remember(backend, affinity.timeout, now);
         (place, chosen_by)
     }
 

@@ -3,10 +3,10 @@
 //! `established.rs`.)
 //!
 //! An interface's end is rare, and which connections it concerns is written down nowhere: the table is walked, a
-//! slice between bursts.
+//! slice between bursts. Each worker walks it, and ends what it knows: the way of a connection is told by a number of
+//! the worker that found it.
 
-use super::State;
-use super::established::Way;
+use super::{NextHop, State};
 use crate::flow::FlowInfo;
 use crate::packet::{Family, PortId};
 use crate::route::source::LinkState;
@@ -102,11 +102,9 @@ impl<A: Family> State<A> {
         if source == flow.original.source {
             return false; // not masqueraded
         }
-        let out = match Way::of(flow.original_next_hop) {
-            Way::Port(adjacency) if self.neighbours.is_current(adjacency) => {
-                Some(self.neighbours.port(adjacency))
-            }
-            _ => None,
+        let out = match self.destination_of(flow.original_next_hop) {
+            NextHop::Neighbour(port, _) => Some(port),
+            NextHop::Host | NextHop::Unknown => None,
         };
         let is_gone = |address| tables.is_none_or(|tables| !tables.routing.interfaces.is_local(address));
         self.orphans.lost.iter().any(|lost| match *lost {

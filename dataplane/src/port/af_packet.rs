@@ -29,13 +29,16 @@ use crate::packet::{BURST, Burst, Packet, PoolEmpty, PortId};
 use crate::pool::{CHUNK, HEADROOM, Pool};
 use crate::port::ring::{Ring, SLOT_ALIGN, SLOT_OVERHEAD, Slot};
 use crate::port::virtio::{self, HEADER_LEN};
-use crate::port::{Capabilities, MAX_FRAME, Port, sys};
+use crate::port::{Capabilities, MAX_CHAIN, MAX_FRAME, Port, sys};
 
-/// Parts of the longest frame: its first chunk holds less, for the headroom.
+/// Parts of the longest frame that is received: its first chunk holds less, for the headroom.
 const MAX_PARTS: usize = 1 + (MAX_FRAME - (CHUNK - HEADROOM)).div_ceil(CHUNK);
 
-/// One for the header, and one because a VLAN tag splits the first chunk.
+/// Of a frame that is received: one for the header, and one because a VLAN tag splits the first chunk.
 const MAX_VECTORS: usize = MAX_PARTS + 2;
+
+/// Of a frame that is sent: one for the header.
+const MAX_SENT_VECTORS: usize = 1 + MAX_CHAIN;
 
 /// What the socket's queue of super-frames may hold, in bytes of the kernel's accounting: some windows of
 /// TCP. The memory is used only while frames wait.
@@ -256,7 +259,7 @@ impl Port for AfPacketPort {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { partial_checksum: true, gso: true }
+        Capabilities { partial_checksum: true, gso: true, udp_gso: true }
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
@@ -375,7 +378,7 @@ const _: () = assert!(BURST <= u32::BITS as usize);
 
 fn send(socket: &OwnedFd, burst: &Burst) -> Outcome {
     let mut headers = [[0; HEADER_LEN]; BURST];
-    let mut vectors: ArrayVec<libc::iovec, { BURST * MAX_VECTORS }> = ArrayVec::new();
+    let mut vectors: ArrayVec<libc::iovec, { BURST * MAX_SENT_VECTORS }> = ArrayVec::new();
     let mut counts: ArrayVec<usize, BURST> = ArrayVec::new();
     for (packet, header) in burst.iter().zip(&mut headers) {
         *header = virtio::write(&packet.offload);
@@ -383,10 +386,11 @@ fn send(socket: &OwnedFd, burst: &Burst) -> Outcome {
         let vector =
             |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         vectors.push(vector(header));
-        vectors.extend(packet.segments().take(MAX_PARTS + 1).map(vector));
-        // Longer than any frame may be: the kernel refuses a message of nothing.
-        if vectors.len() - first > 1 + MAX_PARTS {
+        // In more parts than any port makes: the kernel refuses a message of nothing.
+        if packet.segments().nth(MAX_CHAIN).is_some() {
             vectors.truncate(first);
+        } else {
+            vectors.extend(packet.segments().map(vector));
         }
         counts.push(vectors.len() - first);
     }

@@ -20,11 +20,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-use crate::packet::{Burst, ChecksumState, Packet};
-use crate::port::{Capabilities, Port, finish};
+use crate::packet::{BURST, Burst, ChecksumState, Packet};
+use crate::port::{Capabilities, LinkState, Port, finish};
 use crate::time::Instant;
 
 /// Frames that a direction's line holds. A burst of super-frames may add its segments once more.
@@ -177,7 +178,8 @@ impl FaultPort {
         (FaultPort { port, clock, incoming, outgoing }, FaultHandle(shared))
     }
 
-    /// Sends what has arrived at the far end. What the inner port refuses stays on the line.
+    /// Sends what has arrived at the far end. What the inner port has no room for stays on the line. What it
+    /// refuses while it takes frames behind it (longer than its MTU, say) it would refuse for ever: that is lost.
     fn drive(&mut self, now: Instant) -> io::Result<()> {
         loop {
             let mut burst = Burst::new();
@@ -185,11 +187,15 @@ impl FaultPort {
             if burst.is_empty() {
                 return Ok(());
             }
+            let places: ArrayVec<*const u8, BURST> = burst.iter().map(place).collect();
             let result = self.port.transmit(&mut burst);
-            let refused = burst.len();
+            let left = burst.iter().map(place).rev();
+            let waiting = left.zip(places.iter().rev()).take_while(|(left, place)| left == *place).count();
+            let unfit = burst.len() - waiting;
+            self.outgoing.lose(burst.drain(..unfit));
             self.outgoing.put_back(burst, now);
             result?;
-            if refused > 0 {
+            if waiting > 0 {
                 return Ok(());
             }
         }
@@ -242,6 +248,14 @@ impl Port for FaultPort {
 
     fn missed(&mut self) -> u64 {
         self.port.missed()
+    }
+
+    fn link(&mut self) -> Option<LinkState> {
+        self.port.link()
+    }
+
+    fn device_counters(&mut self) -> Vec<(String, u64)> {
+        self.port.device_counters()
     }
 }
 
@@ -304,6 +318,14 @@ impl Line {
         self.note_waiting();
     }
 
+    /// Frames that had left, but were of no use to the far end.
+    fn lose(&mut self, frames: impl Iterator<Item = Packet>) {
+        let lost = frames.count() as u64;
+        let counters = &self.shared[self.direction];
+        counters.left.fetch_sub(lost, Ordering::Relaxed);
+        counters.lost.fetch_add(lost, Ordering::Relaxed);
+    }
+
     fn count(&self, counter: fn(&Shared) -> &AtomicU64) {
         counter(&self.shared[self.direction]).fetch_add(1, Ordering::Relaxed);
     }
@@ -311,6 +333,11 @@ impl Line {
     fn note_waiting(&self) {
         self.shared[self.direction].waiting.store(self.frames.len() as u64, Ordering::Relaxed);
     }
+}
+
+/// Where a frame begins: no other frame begins there.
+fn place(packet: &Packet) -> *const u8 {
+    packet.head().as_ptr()
 }
 
 /// A second frame with the same bytes; nothing when the pool is empty.

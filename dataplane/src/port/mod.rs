@@ -4,6 +4,8 @@
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
 pub mod af_packet;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod fault;
 pub mod finish;
 pub mod guard;
@@ -20,11 +22,16 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::packet::checksum::SCTP_CHECKSUM;
-use crate::packet::{Burst, ChecksumState, Offload};
+use crate::packet::{Burst, ChecksumState, GsoKind, Offload};
+use crate::pool::CHUNK;
 
 /// Bytes of the longest frame that a port receives: the longest IP packet (an IPv6 header and 65535 bytes)
 /// behind an Ethernet header with a VLAN tag.
 pub const MAX_FRAME: usize = 14 + 4 + 40 + 65_535;
+
+/// Chunks of the longest chain that the kernel's ports send: the longest frame in chunks that are half full, behind
+/// headers in one of their own. Every port fills its chunks further (AF_XDP up to 1792 bytes, DPDK's drivers 1920).
+pub(crate) const MAX_CHAIN: usize = 1 + MAX_FRAME.div_ceil(CHUNK / 2);
 
 /// A port's I/O backend, or a wrapper around one ([`fault`], [`RecorderPort`](crate::capture::RecorderPort)). Called
 /// by one worker, once per burst.
@@ -58,6 +65,25 @@ pub trait Port: Send + Any {
     fn missed(&mut self) -> u64 {
         0
     }
+
+    /// State of the link, for a backend that knows it.
+    fn link(&mut self) -> Option<LinkState> {
+        None
+    }
+
+    /// Counters that the device keeps itself, by its own names for them; may take a while.
+    fn device_counters(&mut self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+}
+
+/// State of a port's link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkState {
+    /// Whether frames can pass.
+    pub up: bool,
+    /// Its speed in Mbit/s, when it is known.
+    pub megabits: Option<u32>,
 }
 
 /// What a backend can carry.
@@ -65,8 +91,10 @@ pub trait Port: Send + Any {
 pub struct Capabilities {
     /// Frames may leave with a partial transport checksum.
     pub partial_checksum: bool,
-    /// Super-frames may leave unsegmented.
+    /// Super-frames of TCP may leave unsegmented.
     pub gso: bool,
+    /// Those of UDP may.
+    pub udp_gso: bool,
 }
 
 impl Capabilities {
@@ -78,6 +106,11 @@ impl Capabilities {
             ChecksumState::Partial { offset, .. } => self.partial_checksum && offset != SCTP_CHECKSUM,
             ChecksumState::Unknown | ChecksumState::Verified => true,
         };
-        checksum && (self.gso || offload.gso.is_none())
+        let segments = match offload.gso.map(|gso| gso.kind) {
+            None => true,
+            Some(GsoKind::Tcp4 | GsoKind::Tcp6) => self.gso,
+            Some(GsoKind::Udp) => self.udp_gso,
+        };
+        checksum && segments
     }
 }

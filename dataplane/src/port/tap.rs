@@ -17,11 +17,10 @@ use arrayvec::ArrayVec;
 use crate::packet::{Burst, Packet, PortId};
 use crate::pool::{CHUNK, HEADROOM, Pool};
 use crate::port::virtio::{self, HEADER_LEN};
-use crate::port::{Capabilities, MAX_FRAME, Port, sys};
+use crate::port::{Capabilities, MAX_CHAIN, MAX_FRAME, Port, sys};
 
-/// The header and the parts of the longest frame, plus one: a frame that was made in software may have a
-/// first chunk that is not full.
-const MAX_VECTORS: usize = 2 + MAX_FRAME.div_ceil(CHUNK) + 1;
+/// The header and the parts of the longest chain.
+const MAX_VECTORS: usize = 1 + MAX_CHAIN;
 
 /// Frames up to this length are copied out of the spare.
 const COPY_UP_TO: usize = CHUNK - HEADROOM;
@@ -172,7 +171,7 @@ impl Port for TapPort {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { partial_checksum: true, gso: true }
+        Capabilities { partial_checksum: true, gso: true, udp_gso: self.udp_gso }
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

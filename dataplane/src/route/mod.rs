@@ -30,7 +30,9 @@ use crate::packet::{Family, PortId, Prefix};
 
 pub use fib::{Changed, Fib, FibEditor, RouteId};
 pub use multipath::Multipath;
-pub use neighbour::{AdjacencyId, Advertised, Hold, Learned, Link, NeighbourEvent, Neighbours, Solicitation};
+pub use neighbour::{
+    AdjacencyId, Advertised, Heard, Hold, Learned, Link, NeighbourEvent, Neighbours, News, Said, Solicitation,
+};
 pub use own::own_routes;
 pub use source::{Interface, InterfaceAddress, Interfaces};
 pub use stamps::Stamps;

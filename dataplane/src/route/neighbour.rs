@@ -22,8 +22,11 @@
 //!
 //! Invariants: whatever [`hold`](Neighbours::hold) takes comes back once, by release or failure, within 1 s of
 //! the first that waits; memory is bounded by [`Limits`]; an id names its neighbour for as long as the
-//! neighbour is known, and is recognised as outdated afterwards. Records are atomic words, so that several
-//! workers may later read them without a lock.
+//! neighbour is known, and is recognised as outdated afterwards.
+//!
+//! Each worker has neighbours of its own, with its own numbers, timers and waiting packets, and asks for itself, as
+//! if it were another node on the link. What it hears it tells the others as [`News`], so that an answer reaches
+//! who asked, whoever polls the port; a packet never changes hands while it waits. News may be lost: who waits asks again.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -39,7 +42,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub use message::{Advertised, Hold, Learned, NeighbourEvent, Solicitation};
+pub use message::{Advertised, Heard, Hold, Learned, NeighbourEvent, News, Said, Solicitation};
 use record::Record;
 pub use record::{AdjacencyId, Link, State};
 
@@ -342,6 +345,14 @@ impl<A: Family, H> Neighbours<A, H> {
                 record.set(LinkAddr::default(), State::Incomplete);
                 self.disarm(slot);
             }
+        }
+    }
+
+    /// Takes in what was heard, here or by another worker.
+    pub fn hear(&mut self, heard: &Heard<A>, now: Instant) {
+        match heard.what {
+            Said::Link(link, how) => self.learn(heard.port, heard.address, link, how, now),
+            Said::Advertised(said) => self.advertised(heard.port, heard.address, said, now),
         }
     }
 

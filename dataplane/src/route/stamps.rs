@@ -11,6 +11,10 @@
 //! ```
 //!
 //! Destinations that share a stamp with a changed prefix look again without need: one lookup, once.
+//!
+//! Several workers share a flow table, but each numbers its neighbours itself. So a stamp's upper 8 bits are its
+//! worker's number: a next hop that another worker found counts as outdated, and is looked up again. The
+//! comparison is the same, and nothing depends on the order in which workers get their tables.
 
 use crate::packet::{Address, Family, Prefix};
 
@@ -18,18 +22,33 @@ use crate::packet::{Address, Family, Prefix};
 const BITS: u32 = 14;
 /// How many stamps there are.
 const STAMPS: usize = 1 << BITS;
+/// Bits of a stamp that count; those above are the worker's number.
+const COUNT: u32 = 24;
+const COUNTED: u32 = (1 << COUNT) - 1;
 
-/// The stamps of a family's destinations. See the module's documentation.
+/// One worker's stamps of a family's destinations. See the module's documentation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stamps(Box<[u32; STAMPS]>);
 
 impl Default for Stamps {
     fn default() -> Self {
-        Stamps(vec![1; STAMPS].into_boxed_slice().try_into().expect("the length is that of the array"))
+        Stamps::of_worker(0)
     }
 }
 
 impl Stamps {
+    /// The stamps of the worker with this number.
+    pub fn of_worker(number: u8) -> Stamps {
+        let first = u32::from(number) << COUNT | 1;
+        let stamps = vec![first; STAMPS].into_boxed_slice();
+        Stamps(stamps.try_into().expect("the length is that of the array"))
+    }
+
+    /// Whether a stamp, outdated or not, is one of these. (That of "never looked" is nobody's.)
+    pub fn are_of(&self, stamp: u32) -> bool {
+        stamp != 0 && stamp >> COUNT == self.0[0] >> COUNT
+    }
+
     /// The stamp of a destination: never 0, which stands for "never looked".
     #[inline(always)]
     pub fn of<A: Family>(&self, destination: A::Addr) -> u32 {
@@ -71,14 +90,15 @@ impl Stamps {
     fn renew_at(&mut self, first: usize, count: usize) {
         for place in first..first + count {
             let stamp = &mut self.0[place % STAMPS];
-            *stamp = stamp.wrapping_add(1).max(1);
+            *stamp = (*stamp & !COUNTED) | (stamp.wrapping_add(1) & COUNTED).max(1);
         }
     }
 
-    /// Sets all stamps, to come to the end of their range.
+    /// Sets all stamps to the last of their range.
     #[cfg(test)]
-    pub(crate) fn set_all(&mut self, stamp: u32) {
-        self.0.fill(stamp);
+    pub(crate) fn set_last(&mut self) {
+        let last = self.0[0] | COUNTED;
+        self.0.fill(last);
     }
 }
 
@@ -128,9 +148,23 @@ mod tests {
     #[test]
     fn rt_05_a_stamp_never_becomes_the_one_that_stands_for_never() {
         let mut stamps = Stamps::default();
-        stamps.set_all(u32::MAX);
+        stamps.set_last();
         stamps.renew::<V4>("10.0.0.0/24".parse().unwrap());
         assert_eq!(stamps.of::<V4>("10.0.0.1".parse().unwrap()), 1);
+    }
+
+    #[test]
+    fn rt_05_no_worker_takes_another_s_stamp_for_its_own() {
+        let (mut first, mut last) = (Stamps::default(), Stamps::of_worker(255));
+        let destination = "10.0.0.1".parse().unwrap();
+        last.set_last();
+        last.renew_all();
+        first.renew_all();
+        let (of_first, of_last) = (first.of::<V4>(destination), last.of::<V4>(destination));
+        assert_eq!((of_first, of_last), (2, 0xff00_0001));
+        assert!(first.are_of(of_first) && last.are_of(of_last));
+        assert!(!first.are_of(of_last) && !last.are_of(of_first));
+        assert!(!first.are_of(0) && !last.are_of(0));
     }
 
     fn covered<A: Family>(address: u128, inside: u128, length: u8) {

@@ -126,7 +126,7 @@ fn rt_05_a_route_change_moves_established_flows_both_ways() {
 #[test]
 fn rt_05_a_stamp_never_becomes_the_one_that_stands_for_never() {
     let mut node = seed().choosing(ON_CALI_8);
-    node.forwarder.v4.stamps.set_all(u32::MAX);
+    node.forwarder.v4.stamps.set_last();
     node.from(CALI_7).syn(POD, MYAPP);
     node.set(cluster());
     assert_eq!(node.forwarder.v4.stamps.of::<V4>("10.151.51.8".parse().unwrap()), 1);

@@ -15,6 +15,7 @@ mod related;
 mod reverse;
 mod routing;
 mod source_ports;
+mod team;
 mod tunnel;
 mod walks;
 mod wire;

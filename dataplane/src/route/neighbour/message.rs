@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use super::Neighbours;
 use super::record::AdjacencyId;
 use crate::packet::ndp::{group_link, solicited_node};
-use crate::packet::{Address, Family, LinkAddr, Packet, PortId};
+use crate::packet::{Address, Family, LinkAddr, Packet, PortId, V4, V6};
 use crate::stats::Reason;
 
 /// How a link address was learnt.
@@ -36,6 +36,36 @@ pub struct Advertised {
     pub solicited: bool,
     /// It replaces a link address that is known.
     pub overrides: bool,
+}
+
+/// What one worker heard of a neighbour, and tells the others: the neighbour's answer to one is received by
+/// whoever polls its port.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Heard<A: Family> {
+    /// The port that it was heard on.
+    pub port: PortId,
+    /// Whom it is about.
+    pub address: A::Addr,
+    /// What was said.
+    pub what: Said,
+}
+
+/// See [`Heard`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Said {
+    /// For [`Neighbours::learn`].
+    Link(LinkAddr, Learned),
+    /// For [`Neighbours::advertised`].
+    Advertised(Advertised),
+}
+
+/// What was heard, of either family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum News {
+    /// In ARP.
+    V4(Heard<V4>),
+    /// In neighbour discovery.
+    V6(Heard<V6>),
 }
 
 /// A request for a link address, to be sent as ARP request or neighbour solicitation.
