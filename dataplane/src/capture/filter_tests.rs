@@ -18,12 +18,12 @@ fn selects(filter: &str, frame: &[u8]) -> bool {
 fn frames() -> Vec<Vec<u8>> {
     let v4 = |from: &str, from_port, to: &str, to_port| Ends::new(from, from_port, to, to_port);
     let mut frames = vec![
-        frame(v4(4000, "10.0.0.2", 80), Protocol::TCP, b"data"),
-        frame(v4("10.0.0.2", 80, 4000), Protocol::TCP, &[7; 400]),
-        frame(v4(4000, "10.150.18.86", 8080), Protocol::TCP, b""),
-        frame(v4(53, "172.16.1.50", 53), Protocol::UDP, b"query"),
-        frame(v4("192.168.7.9", 5000, 9999), Protocol::SCTP, b"chunk"),
-        frame(v4(7, "10.0.0.2", 1), Protocol::ICMP, b"ping"),
+        frame(v4("10.0.0.1", 4000, "10.0.0.2", 80), Protocol::TCP, b"data"),
+        frame(v4("10.0.0.2", 80, "10.0.0.1", 4000), Protocol::TCP, &[7; 400]),
+        frame(v4("10.0.0.1", 4000, "10.150.18.86", 8080), Protocol::TCP, b""),
+        frame(v4("10.0.0.1", 53, "172.16.1.50", 53), Protocol::UDP, b"query"),
+        frame(v4("192.168.7.9", 5000, "10.0.0.1", 9999), Protocol::SCTP, b"chunk"),
+        frame(v4("10.0.0.1", 7, "10.0.0.2", 1), Protocol::ICMP, b"ping"),
         frame(Ends::new("fd00::1", 4000, "fd00::2", 443), Protocol::TCP, b"data"),
         frame(Ends::new("fd00::2", 53, "fd00:1::9", 5353), Protocol::UDP, b"data"),
         frame(Ends::new("fd00::1", 7, "fd00::2", 1), Protocol::ICMPV6, b"ping"),
@@ -40,7 +40,7 @@ fn frames() -> Vec<Vec<u8>> {
     frames.push(arp([10, 0, 0, 1], [10, 0, 0, 2]));
     frames.push(arp([10, 0, 0, 9], [10, 150, 18, 86]));
     // A fragment that is not the first: what lies where the ports would be is payload.
-    let mut fragment = frame(v4(4000, "10.0.0.2", 80), Protocol::UDP, b"data");
+    let mut fragment = frame(v4("10.0.0.1", 4000, "10.0.0.2", 80), Protocol::UDP, b"data");
     fragment[20..22].copy_from_slice(&[0x20, 0x05]);
     frames.push(fragment);
     // LLDP, to a group.
@@ -78,7 +78,7 @@ const SHARED: [&str; 48] = [
     "ip6 host fd00::2",
     "port 80",
     "tcp port 80",
-    "udp port 80",
+    "udp port 53",
     "src port 80",
     "tcp dst port 443",
     "sctp port 9999",
@@ -173,7 +173,7 @@ fn behind_extension_headers_the_ports_are_found() {
 
 #[test]
 fn what_is_cut_off_has_no_ports_and_no_addresses() {
-    let whole = frame(Ends::new(4000, "10.0.0.2", 80), Protocol::TCP, b"data");
+    let whole = frame(Ends::new("10.0.0.1", 4000, "10.0.0.2", 80), Protocol::TCP, b"data");
     for len in 0..whole.len() {
         let cut = &whole[..len];
         assert_eq!(selects("host 10.0.0.2", cut), len >= 34, "{len}");
