@@ -28,6 +28,8 @@ use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 mod capture;
 #[path = "agent/connections.rs"]
 mod connections;
+#[path = "agent/ports.rs"]
+mod ports;
 #[path = "agent/routes.rs"]
 mod routes;
 #[path = "agent/site.rs"]
@@ -65,6 +67,10 @@ fn main() -> ExitCode {
         trial("capture_waits_for_no_client_and_ends_with_it", capture::waits_for_no_client),
         trial("capture_and_trace_of_the_configuration", capture::of_the_configuration),
         trial("one_agent_listens_at_a_socket", one_agent_listens_at_a_socket),
+        trial("pt_01_ports_by_pattern_come_and_go", ports::ports_by_pattern_come_and_go),
+        trial("pt_01_an_interface_goes_and_comes_back", ports::an_interface_goes_and_comes_back),
+        trial("several_workers_share_everything", ports::several_workers_share_everything),
+        trial("workers_cores_and_files_are_checked", ports::workers_cores_and_files_are_checked),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

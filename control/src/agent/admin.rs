@@ -244,7 +244,7 @@ fn converse(stream: &UnixStream, shared: &Shared, stop: &AtomicBool) -> io::Resu
     Ok(())
 }
 
-const STOPPED: &str = "the worker has stopped";
+const STOPPED: &str = "a worker has stopped";
 
 fn get(client: &mut Client<'_>, shared: &Shared, resource: Resource, filter: &Filter) -> io::Result<()> {
     let state = shared.state();

@@ -4,7 +4,8 @@
 //! apiVersion: pollux.dev/v1alpha1
 //! kind: Node
 //! serviceProxyName: edge            # serve Services that ask for this proxy by label, too (OBJ-02)
-//! workers: 1                        # packet threads
+//! workers: 2                        # packet threads; as many as there are cores below when it is not said, else 1
+//! cores: [2, 3]                     # the processor that each is pinned to; none are when it is not said
 //! flowTable:
 //!   connections: 262144             # instead of kube-proxy's conntrack.maxPerCore and min
 //! affinity:
@@ -14,7 +15,7 @@
 //! ports:                            # what frames come in and go out through (PT-01)
 //! - name: ens3
 //!   role: uplink                    # uplink, pod, host
-//!   backend: af_packet              # af_packet, tap, pcap, memory, ipip
+//!   backend: af_packet              # af_packet, af_xdp, tap, pcap, memory, ipip
 //!   interface: ens3                 # the interface behind it; the port's name when it is not said
 //!   linkAddress: fa:16:3e:92:11:ca  # the interface's own when it is not said
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
@@ -31,6 +32,20 @@
 //!   # `forwarder` (each frame with what was decided) or `wire` (what the device gave and took).
 //!   capture: {file: /var/tmp/ens3.pcapng, filter: "tcp port 80", snapLength: 128, view: forwarder}
 //!   trace: {filter: "icmp or arp", view: wire}
+//! - name: ens4
+//!   role: uplink
+//!   backend: af_xdp                 # frames straight from the driver, steered by a program at the interface
+//!   xdp:                            # all of it may be left out
+//!     mode: native                  # native, generic: the program runs in the driver, or in the kernel's stack
+//!     zeroCopy: auto                # auto, off, required: the device itself reads and writes the buffers
+//!     queues: 2                     # receive queues that the interface must have; those it has when it is not said
+//!     ring: 4096                    # frames that wait in each direction, at each queue: a power of two
+//!     steer: unicast                # unicast, all: what is taken from the kernel
+//!     leave: [tcp/22, udp/4789]     # destination ports whose packets the kernel keeps
+//! - name: cali*                     # every Ethernet interface of such a name (*, ?, [a-f]), while it is there, is a
+//!   role: pod                       # port with these fields; interfaces that other ports name are left out, and of
+//!   backend: af_packet              # several patterns the first that matches counts
+//!   proxyArp: true
 //! - name: tunl0
 //!   role: uplink
 //!   backend: ipip                   # a tunnel: encapsulated, and routed again (TN-01)
@@ -60,19 +75,23 @@
 //! (RT-03). `routes` and `neighbours` that are not there mean none.
 
 mod read;
+mod values;
 mod wire;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use globset::Glob;
 use pollux_dataplane::capture::Filter;
 use pollux_dataplane::packet::LinkAddr;
 use pollux_dataplane::port::fault::Faults;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::IpPrefix;
+pub use xdp::{XdpConfig, XdpSteer};
 
 /// Pollux's own configuration.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -81,6 +100,8 @@ pub struct NodeConfig {
     pub service_proxy_name: Option<String>,
     /// Number of packet threads, when it is set.
     pub workers: Option<u16>,
+    /// The processors that they are pinned to, one for each; none: they are not pinned.
+    pub cores: Vec<u16>,
     /// Connections that the flow table holds, when it is set.
     pub connections: Option<u32>,
     /// Backends of clients that session affinity remembers in each family, when it is set (AF-05).
@@ -88,8 +109,11 @@ pub struct NodeConfig {
     /// Settings by the last name of their sysctl, all of them in [`SYSCTLS`]. They win over the section
     /// `conntrack` of kube-proxy's configuration.
     pub sysctl: BTreeMap<String, u32>,
-    /// The ports.
+    /// The ports, each under the number that is its place.
     pub ports: Vec<PortConfig>,
+    /// Ports by pattern: their names are patterns, and each interface whose name matches one is a port while it is
+    /// there.
+    pub patterns: Vec<PortConfig>,
     /// Interfaces that are no ports.
     pub interfaces: Vec<InterfaceConfig>,
     /// The routes.
@@ -222,6 +246,20 @@ pub struct PortConfig {
     pub trace: Option<PortWatch>,
     /// With the backend `ipip`: how the tunnel is made.
     pub tunnel: Option<TunnelConfig>,
+    /// With the backend `af_xdp`: how frames are taken.
+    pub xdp: XdpConfig,
+}
+
+impl PortConfig {
+    /// Whether a name stands for the interfaces that match it.
+    pub fn is_pattern(name: &str) -> bool {
+        name.contains(['*', '?', '[', ']', '{', '}'])
+    }
+
+    /// Whether the name of a port by pattern stands for this interface.
+    fn matches(&self, interface: &str) -> bool {
+        Glob::new(&self.name).is_ok_and(|pattern| pattern.compile_matcher().is_match(interface))
+    }
 }
 
 /// `capture` of a port.
@@ -295,6 +333,8 @@ pub enum Role {
 pub enum Backend {
     /// A packet socket on an interface.
     AfPacket,
+    /// AF_XDP sockets on an interface.
+    AfXdp,
     /// A TAP device.
     Tap,
     /// Capture files.
@@ -303,6 +343,16 @@ pub enum Backend {
     Memory,
     /// Nothing of its own: an IPIP tunnel over the others (TN-01).
     Ipip,
+}
+
+impl Backend {
+    /// Whether a port of it is an interface of the kernel's, which is there before the port is opened and may go.
+    pub fn is_on_interface(self) -> bool {
+        match self {
+            Backend::AfPacket | Backend::AfXdp => true,
+            Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
+        }
+    }
 }
 
 /// `proxyArp`.
@@ -463,6 +513,28 @@ impl NodeConfig {
     /// The port of this name.
     pub fn port(&self, name: &str) -> Option<&PortConfig> {
         self.ports.iter().find(|port| port.name == name)
+    }
+
+    /// The port that an interface is by a pattern; nothing when none matches, or when it is a port or an interface
+    /// by its own name.
+    pub fn port_by_pattern(&self, interface: &str) -> Option<PortConfig> {
+        let is_named = self.ports.iter().any(|port| port.name == interface || port.interface == interface)
+            || self.interfaces.iter().any(|one| one.name == interface);
+        let pattern = self.patterns.iter().filter(|_| !is_named).find(|port| port.matches(interface))?;
+        Some(PortConfig { name: interface.to_owned(), interface: interface.to_owned(), ..pattern.clone() })
+    }
+
+    /// Buffers that the kernel holds to receive into, through the AF_XDP ports that are named: a ring for each queue,
+    /// of which there is at least one for each packet thread.
+    pub fn buffers_to_receive(&self) -> usize {
+        let ports = self.ports.iter().filter(|port| port.backend == Backend::AfXdp);
+        let queues = |port: &PortConfig| port.xdp.queues.map_or(self.worker_count(), usize::from);
+        ports.map(|port| queues(port) * port.xdp.ring as usize).sum()
+    }
+
+    /// How many packet threads there are.
+    pub fn worker_count(&self) -> usize {
+        self.workers.map_or(self.cores.len().max(1), usize::from)
     }
 
     /// Names and addresses of all ports and interfaces in the order of their creation, `lo` first (NAT-04):

@@ -1,10 +1,11 @@
 use super::node::{
     Backend, CaptureView, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink, PathMtuDiscovery,
-    ProxyArp, ReversePath, Role, RouteKind, Source, TunnelConfig,
+    ProxyArp, ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
 use pollux_dataplane::capture::Filter;
+use pollux_dataplane::port::af_xdp::{Mode, Service, ZeroCopy};
 use pollux_dataplane::port::fault::Probability;
 use std::time::Duration;
 
@@ -396,5 +397,111 @@ fn tn_01_what_is_wrong_with_a_tunnel_is_said_in_a_line_each() {
     assert!(
         node(&format!("{LISTED}- {{name: t, role: uplink, backend: ipip, tunnel: {{remote: 1.2.3.4}}}}"))
             .is_err()
+    );
+}
+
+#[test]
+fn workers_are_as_many_as_the_cores_that_are_listed() {
+    assert_eq!(node(ENS3).unwrap().worker_count(), 1);
+    assert_eq!(node(&format!("workers: 4\n{ENS3}")).unwrap().worker_count(), 4);
+    let config = node(&format!("cores: [3, 1]\n{ENS3}")).unwrap();
+    assert_eq!((config.worker_count(), config.cores.as_slice()), (2, [3, 1].as_slice()));
+    assert_eq!(node(&format!("workers: 2\ncores: [3, 1]\n{ENS3}")).unwrap().worker_count(), 2);
+    let error = node(&format!("workers: 3\ncores: [3, 3, 2000]\n{ENS3}")).unwrap_err();
+    for line in [
+        "cores has 3 twice",
+        "cores 2000 is not in 0-1023",
+        "workers 3 is not the number of cores, which is 2",
+    ] {
+        assert!(error.contains(line), "{error}");
+    }
+    assert!(node(&format!("workers: 257\n{ENS3}")).unwrap_err().contains("workers 257 is not in 1-256"));
+}
+
+#[test]
+fn ports_by_pattern_have_its_fields_and_leave_named_interfaces_out() {
+    let config = node(&format!(
+        "{LISTED}- {{name: cali7, role: uplink, backend: af_packet}}\n\
+         - {{name: 'cali[0-9]', role: pod, backend: af_packet, proxyArp: true, mtu: 1480}}\n\
+         - {{name: 'cali*', role: pod, backend: af_packet}}\n\
+         routes: [{{to: 10.9.0.1/32, dev: cali1}}]\n"
+    ))
+    .unwrap();
+    assert_eq!(config.ports.iter().map(|port| port.name.as_str()).collect::<Vec<_>>(), ["ens3", "cali7"]);
+    let port = config.port_by_pattern("cali1").unwrap();
+    assert_eq!((port.name.as_str(), port.interface.as_str(), port.mtu), ("cali1", "cali1", Some(1480)));
+    assert_eq!((port.role, port.proxy_arp), (Role::Pod, ProxyArp::On));
+    assert_eq!(config.port_by_pattern("cali12").unwrap().mtu, None, "the second pattern");
+    assert_eq!(config.port_by_pattern("cali7"), None, "a port by its own name");
+    assert_eq!(config.port_by_pattern("eth0"), None);
+}
+
+#[test]
+fn what_a_pattern_cannot_have_is_said_in_a_line_each() {
+    let error = node(
+        "ports:\n\
+         - {name: 'a*', role: host, backend: tap, interface: x, linkAddress: 02:00:00:00:00:01, \
+            addresses: [10.0.0.1/8]}\n\
+         - {name: 'b[', role: pod, backend: af_packet}\n\
+         - {name: 'c *', role: pod, backend: af_packet}\n\
+         interfaces: [{name: 'd*', addresses: [10.0.0.2/8]}]\n\
+         routes: [{to: 10.9.0.1/32, dev: e1}]\n",
+    )
+    .unwrap_err();
+    let a = "port a*: stands for any number of interfaces and cannot have";
+    for line in [
+        format!("{a} interface"),
+        format!("{a} linkAddress"),
+        format!("{a} addresses"),
+        format!("{a} the role host"),
+        "port a*: is a pattern of interfaces, which its backend does not have".to_owned(),
+        "port b[: name \"b[\" is no pattern of interface names: ".to_owned(),
+        "port c *: name \"c *\" is no pattern of interface names: has a space or /".to_owned(),
+        "interface d*: is a pattern, which only ports can be".to_owned(),
+        "route 10.9.0.1/32: dev e1 is not a port or interface".to_owned(),
+    ] {
+        assert!(error.contains(&line), "{line}: {error}");
+    }
+}
+
+#[test]
+fn xdp_of_a_port_is_read_and_refused_where_it_has_no_meaning() {
+    let port = |xdp: &str| node(&format!("ports: [{{name: ens3, role: uplink, backend: af_xdp{xdp}}}]\n"));
+    assert_eq!(port("").unwrap().ports[0].xdp, XdpConfig::default());
+    let all = "{mode: generic, zeroCopy: off, queues: 2, ring: 512, leave: [tcp/22, udp/4789, sctp/2905]}";
+    let service = |protocol, port| Service { protocol, port };
+    assert_eq!(
+        port(&format!(", xdp: {all}")).unwrap().ports[0].xdp,
+        XdpConfig {
+            mode: Mode::Generic,
+            zero_copy: ZeroCopy::Off,
+            queues: Some(2),
+            ring: 512,
+            steer: XdpSteer::Unicast,
+            leave: vec![service(6, 22), service(17, 4789), service(132, 2905)],
+        }
+    );
+    assert_eq!(port(", xdp: {steer: all}").unwrap().ports[0].xdp.steer, XdpSteer::All);
+    let ens3 = "config.yaml: Node port ens3";
+    for (xdp, expected) in [
+        ("{ring: 100}", "xdp.ring 100 is not a power of two"),
+        ("{ring: 16}", "xdp.ring 16 is not in 64-32768"),
+        ("{queues: 0}", "xdp.queues 0 is not in 1-1024"),
+        (
+            "{leave: [icmp/1]}",
+            "xdp.leave \"icmp/1\" is not a protocol and a port (tcp/22, udp/4789, sctp/2905)",
+        ),
+        (
+            "{leave: [tcp/0]}",
+            "xdp.leave \"tcp/0\" is not a protocol and a port (tcp/22, udp/4789, sctp/2905)",
+        ),
+        ("{mode: generic, zeroCopy: required}", "xdp.zeroCopy is required, which mode generic never has"),
+        ("{steer: all, leave: [tcp/22]}", "xdp.leave leaves services to the kernel, and xdp.steer takes all"),
+    ] {
+        assert_eq!(port(&format!(", xdp: {xdp}")).unwrap_err(), format!("{ens3}: {expected}"));
+    }
+    assert_eq!(
+        node("ports: [{name: ens3, role: uplink, backend: af_packet, xdp: {}}]\n").unwrap_err(),
+        format!("{ens3}: has xdp, and its backend is not af_xdp")
     );
 }

@@ -4,6 +4,7 @@
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
 pub mod af_packet;
+pub mod af_xdp;
 #[cfg(feature = "dpdk")]
 pub mod dpdk;
 pub mod fault;

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use crate::forward::{BoxedObserver, Forwarder, Nobody, Observer, ObserverId, Observers};
-use crate::packet::{Burst, PortId};
+use crate::packet::{BURST, Burst, PortId};
 use crate::port::Port;
 use crate::stats::{PortStats, Stats};
 use crate::tables::Tables;
@@ -143,6 +143,16 @@ impl Worker {
     /// happens when the worker does not have the port.
     pub fn change_port(&mut self, id: PortId, change: impl FnOnce(Box<dyn Port>) -> Box<dyn Port>) {
         self.ports.change(id, change);
+    }
+
+    /// Sends everything that other workers have handed over until now. After all of them have been told that a port
+    /// has gone, and each has done this, no frame for it is on its way any more.
+    pub fn serve_all_peers(&mut self) {
+        // As many rounds as a full ring needs: what comes meanwhile can wait.
+        for _ in 0..=peers::RING / BURST {
+            self.ports.serve_peers();
+            self.ports.flush();
+        }
     }
 
     /// Changes how the worker idles.

@@ -38,7 +38,7 @@ impl Source {
             Some(port) => vec![port],
             None => shared.state().compiled.tables.ports.iter().map(|(id, _)| id).collect(),
         };
-        for worker in [&shared.worker] {
+        for worker in shared.team.handles() {
             let (capture, ports) = (Arc::clone(&capture), ports.clone());
             let attached = worker.ask(move |worker| match view {
                 View::Forwarder => {

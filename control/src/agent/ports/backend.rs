@@ -1,14 +1,18 @@
 //! The backends of ports: what each asks of the configuration and the machine, and how it is opened. A
 //! backend is an arm in each function here; one that needs more than a few lines has a file beside this one.
 
+use std::io;
+
 use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::af_packet::{self, AfPacketPort};
+use pollux_dataplane::port::af_xdp::Steering;
 use pollux_dataplane::port::memory::{MemoryHandle, MemoryPort, Rings};
 use pollux_dataplane::port::tap::TapPort;
 use pollux_dataplane::port::{Capabilities, Port};
 use tracing::warn;
 
+use super::af_xdp;
 use super::check::{Capability, NET_ADMIN, NET_RAW};
 use super::pair::{PairPort, far_end};
 use crate::cli::Failure;
@@ -27,6 +31,7 @@ pub(super) const DEFAULT_MTU: u32 = 1500;
 pub(in crate::agent) fn name(backend: Backend) -> &'static str {
     match backend {
         Backend::AfPacket => "af_packet",
+        Backend::AfXdp => "af_xdp",
         Backend::Tap => "tap",
         Backend::Pcap => "pcap",
         Backend::Memory => "memory",
@@ -37,23 +42,24 @@ pub(in crate::agent) fn name(backend: Backend) -> &'static str {
 /// Whether a port of the backend has an interface of the kernel's to itself.
 pub(super) fn has_interface(backend: Backend) -> bool {
     match backend {
-        Backend::AfPacket | Backend::Tap => true,
+        Backend::AfPacket | Backend::AfXdp | Backend::Tap => true,
         Backend::Pcap | Backend::Memory | Backend::Ipip => false,
     }
 }
 
-/// Whether the kernel sees the frames too, and has to be kept from acting on them (PT-05).
+/// Whether the kernel sees the frames too, and has to be kept from acting on them (PT-05). The steering program of
+/// AF_XDP keeps them by itself.
 pub(super) fn is_shared(backend: Backend) -> bool {
     match backend {
         Backend::AfPacket => true,
-        Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
+        Backend::AfXdp | Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
     }
 }
 
 /// What a process needs to open it.
 pub(super) fn privileges(backend: Backend) -> &'static [Capability] {
     match backend {
-        Backend::AfPacket => &[NET_ADMIN, NET_RAW],
+        Backend::AfPacket | Backend::AfXdp => &[NET_ADMIN, NET_RAW],
         Backend::Tap => &[NET_ADMIN],
         Backend::Pcap | Backend::Memory | Backend::Ipip => &[],
     }
@@ -71,7 +77,7 @@ pub(super) fn wrong(port: &PortConfig, kernel: &KernelState) -> Vec<String> {
             vec![format!("port {name}: interface {interface} has more than {LONGEST_NAME} characters")]
         }
         Backend::Tap => Vec::new(),
-        Backend::AfPacket => differs_from_link(port, kernel),
+        Backend::AfPacket | Backend::AfXdp => differs_from_link(port, kernel),
     }
 }
 
@@ -95,8 +101,10 @@ fn differs_from_link(port: &PortConfig, kernel: &KernelState) -> Vec<String> {
 pub(super) fn lacking(port: &PortConfig, kernel: &KernelState) -> Option<String> {
     let PortConfig { name, interface, .. } = port;
     match (port.backend, kernel.link(interface)) {
-        (Backend::AfPacket, None) => Some(format!("port {name}: interface {interface} does not exist")),
-        (Backend::AfPacket, Some(link)) if link.loopback || link.link_address.is_none() => {
+        (Backend::AfPacket | Backend::AfXdp, None) => {
+            Some(format!("port {name}: interface {interface} does not exist"))
+        }
+        (Backend::AfPacket | Backend::AfXdp, Some(link)) if link.loopback || link.link_address.is_none() => {
             Some(format!("port {name}: interface {interface} is not an Ethernet interface"))
         }
         // A pair that a crash left behind is made anew.
@@ -113,12 +121,11 @@ pub(super) struct Opening<'a> {
     /// The number that the tables know it by.
     pub(super) id: PortId,
     /// The configuration of the whole node.
-    #[expect(dead_code, reason = "for the backends that are set up once for all ports")]
+    #[allow(dead_code, reason = "for the backends that are set up once for all ports")]
     pub(super) node: &'a NodeConfig,
     /// Where its frames lie.
     pub(super) pool: &'static Pool,
     /// How many workers there are: a device with as many queues gives one to each.
-    #[expect(dead_code, reason = "for the backends with several queues")]
     pub(super) workers: usize,
 }
 
@@ -128,11 +135,13 @@ pub(super) struct OpenedPort {
     pub(super) queues: Vec<Box<dyn Port>>,
     /// The other side of a memory port.
     pub(super) memory: Option<MemoryHandle>,
+    /// What tells a steering program what to take.
+    pub(super) steering: Option<Steering>,
 }
 
 impl OpenedPort {
     fn single(port: impl Port + 'static) -> OpenedPort {
-        OpenedPort { queues: vec![Box::new(port)], memory: None }
+        OpenedPort { queues: vec![Box::new(port)], memory: None, steering: None }
     }
 }
 
@@ -143,12 +152,14 @@ impl OpenedPort {
 /// Exit code 4. What was opened is closed again.
 pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> Result<OpenedPort, Failure> {
     let Opening { id, pool, .. } = *opening;
-    let failed = |error| Failure::environment(format!("port {}: {error}", config.name));
+    let failed =
+        |error: io::Error| Failure::environment(format!("port {}: {}", config.name, explained(&error)));
     Ok(match config.backend {
         Backend::AfPacket => {
             let options = af_packet::Options::default();
             OpenedPort::single(AfPacketPort::open(&config.interface, id, pool, options).map_err(failed)?)
         }
+        Backend::AfXdp => af_xdp::open(config, opening).map_err(failed)?,
         Backend::Tap => match require_tun() {
             Ok(()) => OpenedPort::single(TapPort::open(&config.interface, id, pool).map_err(failed)?),
             Err(lacking) => {
@@ -159,9 +170,19 @@ pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> Result<OpenedP
         },
         Backend::Memory => {
             let (port, handle) = MemoryPort::new(id, Capabilities::default(), Rings::default());
-            OpenedPort { queues: vec![Box::new(port)], memory: Some(handle) }
+            OpenedPort { queues: vec![Box::new(port)], memory: Some(handle), steering: None }
         }
-        Backend::Ipip => OpenedPort { queues: Vec::new(), memory: None },
+        Backend::Ipip => OpenedPort { queues: Vec::new(), memory: None, steering: None },
         Backend::Pcap => unreachable!("refused by the check"),
     })
+}
+
+/// An error with what to do about it, where that is known.
+pub(super) fn explained(error: &io::Error) -> String {
+    let text = error.to_string();
+    // The number is lost where the backend has said what it was doing.
+    match text.contains("Too many open files") {
+        true => format!("{text}: raise the limit of open files (ulimit -n, or LimitNOFILE= of the unit)"),
+        false => text,
+    }
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
+use super::xdp::WireXdp;
 use super::{Backend, CaptureView, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
@@ -20,6 +21,8 @@ pub(super) struct Wire {
     _kind: String,
     pub(super) service_proxy_name: Option<String>,
     pub(super) workers: Option<i64>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) cores: Vec<i64>,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) flow_table: WireFlowTable,
     #[serde(default, deserialize_with = "nullable")]
@@ -111,6 +114,7 @@ pub(super) struct WirePort {
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
     pub(super) tunnel: Option<WireTunnel>,
+    pub(super) xdp: Option<WireXdp>,
     pub(super) faults: Option<WireFaults>,
     pub(super) capture: Option<WireCapture>,
     pub(super) trace: Option<WireTrace>,

@@ -18,7 +18,7 @@ use crate::agent::{Agent, AgentOptions, HostOptions, Inputs, Running};
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::config::node::{
-    Backend, Foreign, MasqueradePorts, NodeConfig, PortConfig, ProxyArp, Role, Source,
+    Backend, Foreign, MasqueradePorts, NodeConfig, PortConfig, ProxyArp, Role, Source, XdpConfig,
 };
 use crate::kernel::netns::Netns;
 use crate::lab::sequences::Entry;
@@ -162,6 +162,7 @@ fn port(interface: &str, role: Role) -> PortConfig {
         faults: None,
         capture: None,
         trace: None,
+        xdp: XdpConfig::default(),
         tunnel: None,
     }
 }
