@@ -28,6 +28,10 @@
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
 //!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
 //!   faults: {loss: 0.01, duplicate: 0.01, reorder: 0.02, corrupt: 0.001, delay: 5ms, seed: 7}
+//!   # Its frames into a pcapng file, and into the log: all, or those of a filter as `pollux capture` has it. `view` is
+//!   # `forwarder` (each frame with what was decided) or `wire` (what the device gave and took).
+//!   capture: {file: /var/tmp/ens3.pcapng, filter: "tcp port 80", snapLength: 128, view: forwarder}
+//!   trace: {filter: "icmp or arp", view: wire}
 //! - name: ens4
 //!   role: uplink
 //!   backend: af_xdp                 # frames straight from the driver, steered by a program at the interface
@@ -88,11 +92,13 @@ mod xdp;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use globset::Glob;
+use pollux_dataplane::capture::Filter;
 use pollux_dataplane::packet::LinkAddr;
 use pollux_dataplane::port::fault::Faults;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::IpPrefix;
 pub use dpdk::{DPDK_SLOTS, DpdkConfig, DpdkDevice, DpdkPages};
@@ -247,6 +253,10 @@ pub struct PortConfig {
     pub index: Option<u32>,
     /// What the wire before it does to frames, when a bad one is asked for.
     pub faults: Option<Faults>,
+    /// The file that its frames go to, when there is one.
+    pub capture: Option<PortCapture>,
+    /// Which of its frames are logged, when some are.
+    pub trace: Option<PortWatch>,
     /// With the backend `ipip`: how the tunnel is made.
     pub tunnel: Option<TunnelConfig>,
     /// With the backend `af_xdp`: how frames are taken.
@@ -265,6 +275,37 @@ impl PortConfig {
     fn matches(&self, interface: &str) -> bool {
         Glob::new(&self.name).is_ok_and(|pattern| pattern.compile_matcher().is_match(interface))
     }
+}
+
+/// `capture` of a port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortCapture {
+    /// The pcapng file; what is in it is lost.
+    pub file: PathBuf,
+    /// What goes into it.
+    pub watch: PortWatch,
+}
+
+/// Which frames of a port are looked at, and from where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortWatch {
+    /// Which frames.
+    pub filter: Filter,
+    /// Bytes of each frame.
+    pub snap_len: u32,
+    /// Where one looks from.
+    pub view: CaptureView,
+}
+
+/// Where a capture looks from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptureView {
+    /// From the forwarder: each frame with what was decided about it.
+    #[default]
+    Forwarder,
+    /// From the port: what its device gave and took, cut and completed as the device needs it, and nothing else.
+    Wire,
 }
 
 /// `tunnel` (TN-01).

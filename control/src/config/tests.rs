@@ -1,9 +1,10 @@
 use super::node::{
-    Backend, DpdkPages, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink, PathMtuDiscovery,
-    ProxyArp, ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
+    Backend, CaptureView, DpdkPages, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink,
+    PathMtuDiscovery, ProxyArp, ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
+use pollux_dataplane::capture::Filter;
 use pollux_dataplane::port::af_xdp::{Mode, Service, ZeroCopy};
 use pollux_dataplane::port::fault::Probability;
 use std::time::Duration;
@@ -354,6 +355,36 @@ fn faults_of_a_port_are_probabilities_a_delay_and_a_seed() {
         format!("{port}: faults.delay \"11s\" is not a duration from 0 to 10s")
     );
     assert!(refused("{los: 0.1}").contains("los"));
+}
+
+#[test]
+fn a_port_s_frames_go_to_a_file_or_the_log() {
+    let port = |text: &str| {
+        node(&format!("ports: [{{name: ens3, role: uplink, backend: af_packet, {text}}}]\n"))
+            .map(|node| node.ports[0].clone())
+    };
+    let read =
+        port("capture: {file: /tmp/x.pcapng, filter: tcp port 80, snapLength: 64}, trace: {view: wire}");
+    let read = read.unwrap();
+    let capture = read.capture.unwrap();
+    assert_eq!(capture.file, PathBuf::from("/tmp/x.pcapng"));
+    assert_eq!((capture.watch.snap_len, capture.watch.view), (64, CaptureView::Forwarder));
+    assert_eq!(Ok(capture.watch.filter), "tcp port 80".parse::<Filter>());
+    assert_eq!(read.trace.unwrap().view, CaptureView::Wire);
+
+    let refused = |text: &str| port(text).unwrap_err();
+    let name = "config.yaml: Node port ens3";
+    assert_eq!(
+        refused("capture: {file: x, filter: port http}"),
+        format!("{name}: capture.filter \"port http\": port http: is not a number from 0 to 65535")
+    );
+    assert_eq!(
+        refused("capture: {file: x, snapLength: 13}"),
+        format!("{name}: capture.snapLength 13 is not in 14-65593")
+    );
+    assert_eq!(refused("capture: {file: ''}"), format!("{name}: capture.file is empty"));
+    assert!(refused("capture: {filter: tcp}").contains("file"));
+    assert!(refused("trace: {view: side}").contains("side"));
 }
 
 #[test]

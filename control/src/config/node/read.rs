@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
+use pollux_dataplane::port::MAX_FRAME;
 use serde_json::Value;
 
 use super::values::{
-    address, addresses, cores, faults, interface_name, parse, pattern, prefix, range, sysctl,
+    address, addresses, capture, cores, faults, filter, interface_name, parse, pattern, prefix, range, sysctl,
 };
 use super::wire::{
     Wire, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource, WireTunnel,
@@ -115,6 +116,8 @@ impl NodeConfig {
                     ("linkAddress", link_address.is_some()),
                     ("proxyArp", wire.proxy_arp),
                     ("foreign", wire.foreign.is_some()),
+                    ("capture", wire.capture.is_some()),
+                    ("trace", wire.trace.is_some()),
                     ("a role but uplink", role != Role::Uplink),
                 ];
                 for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
@@ -144,6 +147,8 @@ impl NodeConfig {
                     ("linkAddress", link_address.is_some()),
                     ("addresses", !wire.addresses.is_empty()),
                     ("index", wire.index.is_some()),
+                    ("capture", wire.capture.is_some()),
+                    ("trace", wire.trace.is_some()),
                     ("the role host", role == Role::Host),
                 ];
                 for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
@@ -179,6 +184,12 @@ impl NodeConfig {
                 },
                 index: wire.index,
                 faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
+                capture: wire.capture.map(|wire| capture(&part, wire, findings)),
+                trace: wire.trace.map(|wire| PortWatch {
+                    filter: filter(&part, "trace.filter", wire.filter, findings),
+                    snap_len: MAX_FRAME as u32,
+                    view: wire.view,
+                }),
                 tunnel,
                 device,
                 xdp: xdp::read(&part, wire.xdp.unwrap_or_default(), findings),

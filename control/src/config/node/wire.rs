@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::dpdk::WireDpdk;
 use super::xdp::WireXdp;
-use super::{Backend, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
+use super::{Backend, CaptureView, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
 #[derive(Deserialize)]
@@ -121,6 +121,8 @@ pub(super) struct WirePort {
     pub(super) queues: Option<i64>,
     pub(super) xdp: Option<WireXdp>,
     pub(super) faults: Option<WireFaults>,
+    pub(super) capture: Option<WireCapture>,
+    pub(super) trace: Option<WireTrace>,
 }
 
 #[derive(Deserialize, Default)]
@@ -131,6 +133,24 @@ pub(super) struct WireTunnel {
     pub(super) ttl: Option<Value>,
     pub(super) path_mtu_discovery: Option<bool>,
     pub(super) peers: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireCapture {
+    pub(super) file: String,
+    pub(super) filter: Option<String>,
+    pub(super) snap_length: Option<i64>,
+    #[serde(default)]
+    pub(super) view: CaptureView,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireTrace {
+    pub(super) filter: Option<String>,
+    #[serde(default)]
+    pub(super) view: CaptureView,
 }
 
 #[derive(Deserialize)]

@@ -161,6 +161,8 @@ fn port(interface: &str, role: Role) -> PortConfig {
         foreign: Foreign::Drop,
         index: None,
         faults: None,
+        capture: None,
+        trace: None,
         xdp: XdpConfig::default(),
         tunnel: None,
     }
