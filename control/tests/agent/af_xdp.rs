@@ -5,11 +5,11 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 use pollux_control::agent::protocol::{Filter, PortItem, Resource};
-use pollux_control::lab::seed::{POD_49_8, POD_51_1, POD_51_7, POD_51_8, SLAVE1};
+use pollux_control::lab::seed::{POD_49_8, POD_51_1, POD_51_7, POD_51_8, Pod, SLAVE1};
 use serde_json::{Value, json};
 
 use super::site::{Outcome, SOON, Site, node, wait};
-use super::{assert_nothing_dropped, finish, signal};
+use super::{finish, signal};
 
 /// slave1's document with all its interfaces by AF_XDP.
 fn document(xdp: &Value) -> Result<String, serde_json::Error> {
@@ -29,8 +29,31 @@ fn has_program(site: &Site, interface: &str) -> Result<bool, Box<dyn std::error:
     Ok(site.slave1().output(&mut command)?.contains("prog/xdp"))
 }
 
+/// Gives a pod a cable whose ends send and receive by two queues.
+fn plug_with_two_queues(site: &Site, pod: Pod) -> Outcome {
+    let Pod { name, address, link, port, .. } = pod;
+    let there = site.network.node(name);
+    let namespace = there.name().ok_or("a namespace without a name")?;
+    let queues = "numrxqueues 2 numtxqueues 2";
+    site.slave1().ip(&format!(
+        "link delete {port}\n\
+         link add {port} address ee:ee:ee:ee:ee:ee mtu 1480 {queues} type veth peer name eth0 address {link} mtu 1480 \
+         {queues} netns {namespace}"
+    ))?;
+    there.ip(&format!(
+        "address add {address}/32 dev eth0\nlink set eth0 up\n\
+         route add 169.254.1.1 dev eth0 scope link\nroute add default via 169.254.1.1 dev eth0"
+    ))?;
+    site.slave1().set_sysctl(&format!("net/ipv4/conf/{port}/proxy_arp"), "1")?;
+    Ok(site.slave1().ip(&format!("link set {port} up\nroute add {address} dev {port} scope link"))?)
+}
+
+/// With two workers, and a pod that sends by two queues: each worker has one of them.
 pub(super) fn the_service_works_and_the_kernel_does_not_forward(site: &Site) -> Outcome {
-    site.write_file("node.yaml", &document(&json!({"ring": 512}))?)?;
+    plug_with_two_queues(site, POD_51_1)?;
+    let mut config: Value = serde_json::from_str(&document(&json!({"ring": 512}))?)?;
+    config["workers"] = json!(2);
+    site.write_file("node.yaml", &config.to_string())?;
     let running = site.start()?;
     let servers = site.serve(&[POD_49_8, POD_51_7, POD_51_8])?;
     let before = site.forwarded_by_the_kernel()?;
@@ -44,7 +67,15 @@ pub(super) fn the_service_works_and_the_kernel_does_not_forward(site: &Site) -> 
     assert_eq!(site.forwarded_by_the_kernel()?, before, "PT-05: the kernel has forwarded as well");
     assert_eq!(running.guarded_by(), None);
     let mut client = site.client()?;
-    assert_nothing_dropped(&mut client)?;
+    let stats = client.stats()?;
+    assert_eq!(stats.drops, []);
+    assert!(
+        stats.ports.iter().all(|port| port.counters.missed + port.counters.refused == 0),
+        "{:?}",
+        stats.ports
+    );
+    assert_eq!(stats.workers.len(), 2);
+    assert!(stats.workers.iter().all(|worker| worker.received > 0), "{:?}", stats.workers);
     let ports: Vec<PortItem> = client.get(Resource::Ports, Filter::default())?;
     assert!(ports.iter().filter(|port| port.backend == "af_xdp").count() == 5, "{ports:?}");
 

@@ -342,6 +342,10 @@ impl Port for AfXdpPort {
 
 impl Drop for AfXdpPort {
     fn drop(&mut self) {
+        // The last port's frames are the kernel's at once, and not only when the program is gone.
+        if Arc::strong_count(&self.interface) == 1 {
+            let _ = self.interface.steered.set(Steer::Nothing); // it goes in a moment all the same
+        }
         for (number, _) in &self.queues {
             self.interface.steered.remove(*number);
         }
