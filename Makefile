@@ -6,10 +6,11 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test model soak bench instructions lint
+.PHONY: help demo demo-xdp test model soak bench instructions lint
 
 help:
 	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
+	@echo 'make demo-xdp      the same over AF_XDP; as root'
 	@echo 'make test          all tests, then the guard over instruction counts'
 	@echo 'make model         the flow table under the model checker alone (part of make test)'
 	@echo 'make soak          long runs at scale, each part of scripts/soak.sh'
@@ -21,6 +22,11 @@ demo:
 	@scripts/setup.sh demo
 	$(CARGO) build --locked --release --package pollux-control --bin pollux
 	$(target)/release/pollux demo
+
+demo-xdp:
+	@scripts/setup.sh demo
+	$(CARGO) build --locked --release --package pollux-control --bin pollux
+	$(target)/release/pollux demo --backend af_xdp
 
 test:
 	@scripts/setup.sh test

@@ -31,6 +31,31 @@ const FILES: [(&str, &str); 3] = [
 /// Directory of the files: in the sandbox's own `/run`.
 const DIRECTORY: &str = "/run/pollux/lab";
 
+/// How the forwarder's ports are opened; the host port is a TAP in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wiring {
+    /// Packet sockets.
+    AfPacket,
+    /// AF_XDP sockets. These take what the kernel's own packet sockets on the same interface would see, so
+    /// whoever captures does it at the other end of the cable.
+    AfXdp,
+}
+
+impl Wiring {
+    /// The lines of a port's configuration.
+    fn lines(self) -> &'static str {
+        match self {
+            Wiring::AfPacket => "backend: af_packet",
+            Wiring::AfXdp => "backend: af_xdp",
+        }
+    }
+
+    /// The node's configuration, as docs/examples has it for packet sockets, wired so.
+    fn configuration(self, example: &str) -> String {
+        example.replace(Wiring::AfPacket.lines(), self.lines())
+    }
+}
+
 /// The forwarder of a node, running. Dropping it stops it and puts everything back.
 #[derive(Debug)]
 pub struct Pollux {
@@ -67,12 +92,12 @@ impl Pollux {
     ///
     /// # Errors
     /// What the machine lacks.
-    pub fn start(netns: &Netns, name: &str) -> Result<Pollux, Failure> {
+    pub fn start(netns: &Netns, name: &str, wiring: Wiring) -> Result<Pollux, Failure> {
         let directory = PathBuf::from(DIRECTORY).join(name);
         fs::create_dir_all(&directory)?;
         let paths = FILES.map(|(file, _)| directory.join(file));
         for ((_, text), path) in FILES.iter().zip(&paths) {
-            fs::write(path, text)?;
+            fs::write(path, wiring.configuration(text))?;
         }
         let [objects, configuration @ ..] = paths;
         let sources = Sources { config: configuration.into(), objects: vec![objects], node: None };
