@@ -6,7 +6,7 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo demo-xdp test model soak bench instructions lint
+.PHONY: help demo demo-xdp steer test model soak bench instructions lint
 
 help:
 	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
@@ -16,6 +16,7 @@ help:
 	@echo 'make soak          long runs at scale, each part of scripts/soak.sh'
 	@echo 'make bench         benchmarks: time for each packet, then instruction counts'
 	@echo 'make instructions  the guard over instruction counts alone'
+	@echo 'make steer         compile the steering program of AF_XDP ports anew'
 	@echo 'make lint          formatting, clippy, documentation, licences: no warning passes'
 
 demo:
@@ -27,6 +28,11 @@ demo-xdp:
 	@scripts/setup.sh demo
 	$(CARGO) build --locked --release --package pollux-control --bin pollux
 	$(target)/release/pollux demo --backend af_xdp
+
+# The steering program of AF_XDP ports. Its object is kept beside it; a test compares them.
+steer:
+	@scripts/setup.sh steer
+	cd dataplane/src/port/af_xdp && clang -target bpf -mcpu=v2 -O2 -Wall -Wextra -Werror -c steer.c -o steer.o
 
 test:
 	@scripts/setup.sh test

@@ -170,7 +170,8 @@ impl Agent {
     /// Exit code 2 for bad input, 4 for what the machine lacks; nothing on the machine was changed then, or
     /// it was undone.
     pub fn start(options: AgentOptions) -> Result<Running, Failure> {
-        Agent::start_with(options, Agent::pool)
+        let receiving = options.inputs.node_config().map_or(0, NodeConfig::buffers_to_receive);
+        Agent::start_with(options, move || Pool::new(BUFFERS + receiving))
     }
 
     /// A pool as an agent has it. It lasts as long as the process.

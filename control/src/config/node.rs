@@ -15,7 +15,7 @@
 //! ports:                            # what frames come in and go out through (PT-01)
 //! - name: ens3
 //!   role: uplink                    # uplink, pod, host
-//!   backend: af_packet              # af_packet, tap, pcap, memory, ipip
+//!   backend: af_packet              # af_packet, af_xdp, tap, pcap, memory, ipip
 //!   interface: ens3                 # the interface behind it; the port's name when it is not said
 //!   linkAddress: fa:16:3e:92:11:ca  # the interface's own when it is not said
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
@@ -28,6 +28,16 @@
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
 //!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
 //!   faults: {loss: 0.01, duplicate: 0.01, reorder: 0.02, corrupt: 0.001, delay: 5ms, seed: 7}
+//! - name: ens4
+//!   role: uplink
+//!   backend: af_xdp                 # frames straight from the driver, steered by a program at the interface
+//!   xdp:                            # all of it may be left out
+//!     mode: native                  # native, generic: the program runs in the driver, or in the kernel's stack
+//!     zeroCopy: auto                # auto, off, required: the device itself reads and writes the buffers
+//!     queues: 2                     # receive queues that the interface must have; those it has when it is not said
+//!     ring: 1024                    # frames that wait in each direction, at each queue: a power of two
+//!     steer: unicast                # unicast, all: what is taken from the kernel
+//!     leave: [tcp/22, udp/4789]     # destination ports whose packets the kernel keeps
 //! - name: cali*                     # every Ethernet interface of such a name (*, ?, [a-f]), while it is there, is a
 //!   role: pod                       # port with these fields; interfaces that other ports name are left out, and of
 //!   backend: af_packet              # several patterns the first that matches counts
@@ -63,6 +73,7 @@
 mod read;
 mod values;
 mod wire;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -74,6 +85,7 @@ use pollux_dataplane::port::fault::Faults;
 use serde::Deserialize;
 
 use crate::cluster::IpPrefix;
+pub use xdp::{XdpConfig, XdpSteer};
 
 /// Pollux's own configuration.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -224,6 +236,8 @@ pub struct PortConfig {
     pub faults: Option<Faults>,
     /// With the backend `ipip`: how the tunnel is made.
     pub tunnel: Option<TunnelConfig>,
+    /// With the backend `af_xdp`: how frames are taken.
+    pub xdp: XdpConfig,
 }
 
 impl PortConfig {
@@ -278,6 +292,8 @@ pub enum Role {
 pub enum Backend {
     /// A packet socket on an interface.
     AfPacket,
+    /// AF_XDP sockets on an interface.
+    AfXdp,
     /// A TAP device.
     Tap,
     /// Capture files.
@@ -292,7 +308,7 @@ impl Backend {
     /// Whether a port of it is an interface of the kernel's, which is there before the port is opened and may go.
     pub fn is_on_interface(self) -> bool {
         match self {
-            Backend::AfPacket => true,
+            Backend::AfPacket | Backend::AfXdp => true,
             Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
         }
     }
@@ -465,6 +481,14 @@ impl NodeConfig {
             || self.interfaces.iter().any(|one| one.name == interface);
         let pattern = self.patterns.iter().filter(|_| !is_named).find(|port| port.matches(interface))?;
         Some(PortConfig { name: interface.to_owned(), interface: interface.to_owned(), ..pattern.clone() })
+    }
+
+    /// Buffers that the kernel holds to receive into, through the AF_XDP ports that are named: a ring for each queue,
+    /// of which there is at least one for each packet thread.
+    pub fn buffers_to_receive(&self) -> usize {
+        let ports = self.ports.iter().filter(|port| port.backend == Backend::AfXdp);
+        let queues = |port: &PortConfig| port.xdp.queues.map_or(self.worker_count(), usize::from);
+        ports.map(|port| queues(port) * port.xdp.ring as usize).sum()
     }
 
     /// How many packet threads there are.

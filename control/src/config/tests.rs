@@ -1,9 +1,10 @@
 use super::node::{
     Backend, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp,
-    ReversePath, Role, RouteKind, Source, TunnelConfig,
+    ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
+use pollux_dataplane::port::af_xdp::{Mode, Service, ZeroCopy};
 use pollux_dataplane::port::fault::Probability;
 use std::time::Duration;
 
@@ -430,4 +431,46 @@ fn what_a_pattern_cannot_have_is_said_in_a_line_each() {
     ] {
         assert!(error.contains(&line), "{line}: {error}");
     }
+}
+
+#[test]
+fn xdp_of_a_port_is_read_and_refused_where_it_has_no_meaning() {
+    let port = |xdp: &str| node(&format!("ports: [{{name: ens3, role: uplink, backend: af_xdp{xdp}}}]\n"));
+    assert_eq!(port("").unwrap().ports[0].xdp, XdpConfig::default());
+    let all = "{mode: generic, zeroCopy: off, queues: 2, ring: 512, leave: [tcp/22, udp/4789, sctp/2905]}";
+    let service = |protocol, port| Service { protocol, port };
+    assert_eq!(
+        port(&format!(", xdp: {all}")).unwrap().ports[0].xdp,
+        XdpConfig {
+            mode: Mode::Generic,
+            zero_copy: ZeroCopy::Off,
+            queues: Some(2),
+            ring: 512,
+            steer: XdpSteer::Unicast,
+            leave: vec![service(6, 22), service(17, 4789), service(132, 2905)],
+        }
+    );
+    assert_eq!(port(", xdp: {steer: all}").unwrap().ports[0].xdp.steer, XdpSteer::All);
+    let ens3 = "config.yaml: Node port ens3";
+    for (xdp, expected) in [
+        ("{ring: 100}", "xdp.ring 100 is not a power of two"),
+        ("{ring: 16}", "xdp.ring 16 is not in 64-32768"),
+        ("{queues: 0}", "xdp.queues 0 is not in 1-1024"),
+        (
+            "{leave: [icmp/1]}",
+            "xdp.leave \"icmp/1\" is not a protocol and a port (tcp/22, udp/4789, sctp/2905)",
+        ),
+        (
+            "{leave: [tcp/0]}",
+            "xdp.leave \"tcp/0\" is not a protocol and a port (tcp/22, udp/4789, sctp/2905)",
+        ),
+        ("{mode: generic, zeroCopy: required}", "xdp.zeroCopy is required, which mode generic never has"),
+        ("{steer: all, leave: [tcp/22]}", "xdp.leave leaves services to the kernel, and xdp.steer takes all"),
+    ] {
+        assert_eq!(port(&format!(", xdp: {xdp}")).unwrap_err(), format!("{ens3}: {expected}"));
+    }
+    assert_eq!(
+        node("ports: [{name: ens3, role: uplink, backend: af_packet, xdp: {}}]\n").unwrap_err(),
+        format!("{ens3}: has xdp, and its backend is not af_xdp")
+    );
 }

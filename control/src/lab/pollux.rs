@@ -18,6 +18,7 @@ use pollux_dataplane::worker::{Handle, Stopped, Worker};
 use super::seed::Pod;
 use crate::agent::{Agent, AgentOptions, HostOptions, Running, Sources, State};
 use crate::cli::Failure;
+use crate::config::node::Backend;
 use crate::kernel::netns::Netns;
 use crate::trace::{self, Step};
 
@@ -47,6 +48,14 @@ impl Wiring {
         match self {
             Wiring::AfPacket => "backend: af_packet",
             Wiring::AfXdp => "backend: af_xdp",
+        }
+    }
+
+    /// What the configuration calls it.
+    pub(in crate::lab) fn backend(self) -> Backend {
+        match self {
+            Wiring::AfPacket => Backend::AfPacket,
+            Wiring::AfXdp => Backend::AfXdp,
         }
     }
 

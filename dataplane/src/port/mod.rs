@@ -4,6 +4,7 @@
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
 pub mod af_packet;
+pub mod af_xdp;
 pub mod fault;
 pub mod finish;
 pub mod guard;

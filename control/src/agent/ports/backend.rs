@@ -6,11 +6,13 @@ use std::io;
 use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::af_packet::{self, AfPacketPort};
+use pollux_dataplane::port::af_xdp::Steering;
 use pollux_dataplane::port::memory::{MemoryHandle, MemoryPort, Rings};
 use pollux_dataplane::port::tap::TapPort;
 use pollux_dataplane::port::{Capabilities, Port};
 use tracing::warn;
 
+use super::af_xdp;
 use super::check::{Capability, NET_ADMIN, NET_RAW};
 use super::pair::{PairPort, far_end};
 use crate::cli::Failure;
@@ -29,6 +31,7 @@ pub(super) const DEFAULT_MTU: u32 = 1500;
 pub(in crate::agent) fn name(backend: Backend) -> &'static str {
     match backend {
         Backend::AfPacket => "af_packet",
+        Backend::AfXdp => "af_xdp",
         Backend::Tap => "tap",
         Backend::Pcap => "pcap",
         Backend::Memory => "memory",
@@ -39,23 +42,24 @@ pub(in crate::agent) fn name(backend: Backend) -> &'static str {
 /// Whether a port of the backend has an interface of the kernel's to itself.
 pub(super) fn has_interface(backend: Backend) -> bool {
     match backend {
-        Backend::AfPacket | Backend::Tap => true,
+        Backend::AfPacket | Backend::AfXdp | Backend::Tap => true,
         Backend::Pcap | Backend::Memory | Backend::Ipip => false,
     }
 }
 
-/// Whether the kernel sees the frames too, and has to be kept from acting on them (PT-05).
+/// Whether the kernel sees the frames too, and has to be kept from acting on them (PT-05). The steering program of
+/// AF_XDP keeps them by itself.
 pub(super) fn is_shared(backend: Backend) -> bool {
     match backend {
         Backend::AfPacket => true,
-        Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
+        Backend::AfXdp | Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
     }
 }
 
 /// What a process needs to open it.
 pub(super) fn privileges(backend: Backend) -> &'static [Capability] {
     match backend {
-        Backend::AfPacket => &[NET_ADMIN, NET_RAW],
+        Backend::AfPacket | Backend::AfXdp => &[NET_ADMIN, NET_RAW],
         Backend::Tap => &[NET_ADMIN],
         Backend::Pcap | Backend::Memory | Backend::Ipip => &[],
     }
@@ -73,7 +77,7 @@ pub(super) fn wrong(port: &PortConfig, kernel: &KernelState) -> Vec<String> {
             vec![format!("port {name}: interface {interface} has more than {LONGEST_NAME} characters")]
         }
         Backend::Tap => Vec::new(),
-        Backend::AfPacket => differs_from_link(port, kernel),
+        Backend::AfPacket | Backend::AfXdp => differs_from_link(port, kernel),
     }
 }
 
@@ -97,8 +101,10 @@ fn differs_from_link(port: &PortConfig, kernel: &KernelState) -> Vec<String> {
 pub(super) fn lacking(port: &PortConfig, kernel: &KernelState) -> Option<String> {
     let PortConfig { name, interface, .. } = port;
     match (port.backend, kernel.link(interface)) {
-        (Backend::AfPacket, None) => Some(format!("port {name}: interface {interface} does not exist")),
-        (Backend::AfPacket, Some(link)) if link.loopback || link.link_address.is_none() => {
+        (Backend::AfPacket | Backend::AfXdp, None) => {
+            Some(format!("port {name}: interface {interface} does not exist"))
+        }
+        (Backend::AfPacket | Backend::AfXdp, Some(link)) if link.loopback || link.link_address.is_none() => {
             Some(format!("port {name}: interface {interface} is not an Ethernet interface"))
         }
         // A pair that a crash left behind is made anew.
@@ -120,7 +126,6 @@ pub(super) struct Opening<'a> {
     /// Where its frames lie.
     pub(super) pool: &'static Pool,
     /// How many workers there are: a device with as many queues gives one to each.
-    #[allow(dead_code, reason = "for the backends with several queues")]
     pub(super) workers: usize,
 }
 
@@ -130,11 +135,13 @@ pub(super) struct OpenedPort {
     pub(super) queues: Vec<Box<dyn Port>>,
     /// The other side of a memory port.
     pub(super) memory: Option<MemoryHandle>,
+    /// What tells a steering program what to take.
+    pub(super) steering: Option<Steering>,
 }
 
 impl OpenedPort {
     fn single(port: impl Port + 'static) -> OpenedPort {
-        OpenedPort { queues: vec![Box::new(port)], memory: None }
+        OpenedPort { queues: vec![Box::new(port)], memory: None, steering: None }
     }
 }
 
@@ -152,6 +159,7 @@ pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> Result<OpenedP
             let options = af_packet::Options::default();
             OpenedPort::single(AfPacketPort::open(&config.interface, id, pool, options).map_err(failed)?)
         }
+        Backend::AfXdp => af_xdp::open(config, opening).map_err(failed)?,
         Backend::Tap => match require_tun() {
             Ok(()) => OpenedPort::single(TapPort::open(&config.interface, id, pool).map_err(failed)?),
             Err(lacking) => {
@@ -162,9 +170,9 @@ pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> Result<OpenedP
         },
         Backend::Memory => {
             let (port, handle) = MemoryPort::new(id, Capabilities::default(), Rings::default());
-            OpenedPort { queues: vec![Box::new(port)], memory: Some(handle) }
+            OpenedPort { queues: vec![Box::new(port)], memory: Some(handle), steering: None }
         }
-        Backend::Ipip => OpenedPort { queues: Vec::new(), memory: None },
+        Backend::Ipip => OpenedPort { queues: Vec::new(), memory: None, steering: None },
         Backend::Pcap => unreachable!("refused by the check"),
     })
 }

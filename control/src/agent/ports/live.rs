@@ -9,12 +9,14 @@ use std::sync::Arc;
 use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::Port;
+use pollux_dataplane::port::af_xdp::Steering;
 use pollux_dataplane::port::fault::{FaultHandle, FaultPort};
 use pollux_dataplane::port::guard::{Families, Guard, Means};
 use pollux_dataplane::time::Instant;
 use pollux_dataplane::worker::Stopped;
 use tracing::{info, warn};
 
+use super::af_xdp;
 use super::backend::{self, OpenedPort, Opening};
 use super::counted::Counted;
 use super::pair::far_end;
@@ -70,6 +72,8 @@ struct Open {
     link: Option<LinkIndex>,
     /// Ends with the interface by itself; else when this is dropped.
     guard: Option<Guard>,
+    /// Tells the steering program what to take.
+    steering: Option<Steering>,
     first: usize,
     queues: usize,
 }
@@ -132,7 +136,8 @@ impl LivePorts {
         Ok(opened)
     }
 
-    /// Keeps the kernel from acting on what comes in at the interfaces that it shares (PT-05), also those to come.
+    /// Keeps the kernel from acting on what comes in at the interfaces that it shares (PT-05), also those to come, and
+    /// lets steering programs take from it what is forwarded.
     ///
     /// # Errors
     /// Exit code 4 when the kernel allows no means.
@@ -142,6 +147,10 @@ impl LivePorts {
         let mut means = None;
         for slot in &mut self.slots {
             let interface = slot.config.interface.as_str();
+            if let SlotState::Open(Open { steering: Some(steering), .. }) = &slot.state {
+                af_xdp::steer(&slot.config, steering, Some(families))
+                    .map_err(|error| Failure::environment(format!("port {}: {error}", slot.config.name)))?;
+            }
             if let SlotState::Open(open) = &mut slot.state
                 && backend::is_shared(slot.config.backend)
             {
@@ -163,6 +172,11 @@ impl LivePorts {
         for slot in &mut self.slots {
             if let SlotState::Open(open) = &mut slot.state {
                 open.guard = None;
+                if let Some(steering) = &open.steering
+                    && let Err(error) = af_xdp::steer(&slot.config, steering, None)
+                {
+                    warn!("port {}: {error}", slot.config.name); // its end lets the kernel have its frames as well
+                }
             }
         }
     }
@@ -287,9 +301,14 @@ impl LivePorts {
                 ),
                 None => None,
             };
-            Ok((guard, backend::open(config, &opening)?))
+            let opened = backend::open(config, &opening)?;
+            if let Some(steering) = &opened.steering {
+                af_xdp::steer(config, steering, self.families)
+                    .map_err(|error| Failure::environment(format!("port {}: {error}", config.name)))?;
+            }
+            Ok((guard, opened))
         });
-        let (guard, OpenedPort { queues, memory }) = opened.map_err(Failure::environment)??;
+        let (guard, OpenedPort { queues, memory, steering }) = opened.map_err(Failure::environment)??;
         if queues.len() > self.workers {
             let (name, queues, workers) = (&config.name, queues.len(), self.workers);
             return Err(Failure::environment(format!(
@@ -309,7 +328,8 @@ impl LivePorts {
         let queues: Vec<_> = queues.into_iter().map(|port| self.wrap(config, port, &mut faults)).collect();
         let link = link.filter(|_| config.backend.is_on_interface()).map(|link| link.index);
         let first = self.least_loaded(queues.len());
-        self.slots[number].state = SlotState::Open(Open { link, guard, first, queues: queues.len() });
+        self.slots[number].state =
+            SlotState::Open(Open { link, guard, steering, first, queues: queues.len() });
         Ok(Attached { id, queues, first, memory, faults })
     }
 

@@ -5,6 +5,7 @@
 //! next start's to restore. At the start everything happens in the network namespace of the calling thread,
 //! later in the same one, whoever asks.
 
+mod af_xdp;
 mod backend;
 mod check;
 mod counted;

@@ -120,6 +120,9 @@ impl NodeConfig {
                     findings.error_in(&part, format!("is a tunnel and cannot have {what}"));
                 }
             }
+            if wire.xdp.is_some() && wire.backend != Backend::AfXdp {
+                findings.error_in(&part, "has xdp, and its backend is not af_xdp");
+            }
             let is_pattern = PortConfig::is_pattern(&wire.name);
             if is_pattern {
                 let pointless = [
@@ -163,6 +166,7 @@ impl NodeConfig {
                 index: wire.index,
                 faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
                 tunnel,
+                xdp: xdp::read(&part, wire.xdp.unwrap_or_default(), findings),
                 name: wire.name,
             };
             match is_pattern {

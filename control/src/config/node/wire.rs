@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
+use super::xdp::WireXdp;
 use super::{Backend, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
@@ -113,6 +114,7 @@ pub(super) struct WirePort {
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
     pub(super) tunnel: Option<WireTunnel>,
+    pub(super) xdp: Option<WireXdp>,
     pub(super) faults: Option<WireFaults>,
 }
 
