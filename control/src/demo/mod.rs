@@ -1,9 +1,9 @@
 //! The demo: the seed's cluster in network namespaces, Pollux as slave1's forwarder, real connections.
 //!
 //! For each walk a real socket opens a real connection. What the forwarder decided is heard at its worker
-//! (the observer of the code that forwards), what it did is captured at the interfaces of the node, and the
-//! two are compared field by field: addresses and ports, TTL, link addresses, the way out. The frames are
-//! read by a parser that is not the forwarder's.
+//! (the observer of the code that forwards), what it did is captured at the other ends of the node's cables,
+//! and the two are compared field by field: addresses and ports, TTL, link addresses, the way out. The frames
+//! are read by a parser that is not the forwarder's.
 
 mod frame;
 mod report;
@@ -91,7 +91,11 @@ pub fn run(
             Privilege::Root => "root",
             Privilege::UserNamespace | Privilege::Ordinary => "an ordinary user, in a user namespace",
         },
-        guard: stage.pollux.means().map_or_else(|| "nothing".into(), |means| means.to_string()),
+        guard: match (wiring, stage.pollux.means()) {
+            (_, Some(means)) => means.to_string(),
+            (Wiring::AfXdp, None) => "steering program (XDP)".into(),
+            (Wiring::AfPacket, None) => "nothing".into(),
+        },
         built_in: begun.elapsed(),
     };
     let tell_all = |tell: &mut dyn FnMut(&Report) -> io::Result<()>, report: &Report| {

@@ -136,7 +136,10 @@ impl Pollux {
                 _ => None,
             })
             .unwrap_or_else(|| panic!("{} is no backend", pod.name));
-        self.agent.worker().ask(move |worker| worker.forwarder().fix_choice(Some(place as u32)))
+        for worker in self.agent.workers() {
+            worker.ask(move |worker| worker.forwarder().fix_choice(Some(place as u32)))?;
+        }
+        Ok(())
     }
 
     /// Listens to the worker until the ear is given back to [`hush`](Pollux::hush).
