@@ -6,11 +6,12 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo demo-xdp steer test model soak bench instructions lint
+.PHONY: help demo demo-xdp demo-dpdk steer test model soak bench instructions lint
 
 help:
 	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
-	@echo 'make demo-xdp      the same over AF_XDP; as root'
+	@echo 'make demo-xdp      the same with the ports of that node on AF_XDP; as root'
+	@echo 'make demo-dpdk     the same with the ports of that node on DPDK'
 	@echo 'make test          all tests, then the guard over instruction counts'
 	@echo 'make model         the flow table under the model checker alone (part of make test)'
 	@echo 'make soak          long runs at scale, each part of scripts/soak.sh'
@@ -29,6 +30,11 @@ demo-xdp:
 	$(CARGO) build --locked --release --package pollux-control --bin pollux
 	$(target)/release/pollux demo --backend af_xdp
 
+demo-dpdk:
+	@scripts/setup.sh demo-dpdk
+	$(CARGO) build --locked --release --package pollux-control --features dpdk --bin pollux
+	$(target)/release/pollux demo --backend dpdk
+
 # The steering program of AF_XDP ports. Its object is kept beside it; a test compares them.
 steer:
 	@scripts/setup.sh steer
@@ -36,7 +42,7 @@ steer:
 
 test:
 	@scripts/setup.sh test
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --features dpdk
 	$(CARGO) test --locked --package pollux-dataplane --features model --test model -- --test-threads 2
 	$(CARGO) bench --locked --package pollux-bench --bench instructions
 
@@ -60,9 +66,9 @@ instructions:
 lint:
 	@scripts/setup.sh lint
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features dpdk -- -D warnings
 	$(CARGO) clippy --locked --package pollux-dataplane --features model --test model -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --features dpdk --no-deps --document-private-items
 	@if command -v cargo-deny >/dev/null; then \
 		$(CARGO) deny --workspace check bans licenses sources; \
 	else \

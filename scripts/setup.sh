@@ -2,7 +2,7 @@
 # Installs what a make target needs and the machine lacks: Debian's packages through apt (through sudo when
 # not root), Rust's components through rustup. Touches nothing, and no network, when nothing is missing.
 #
-#   scripts/setup.sh demo|steer|test|soak|bench|lint
+#   scripts/setup.sh demo|demo-dpdk|steer|test|soak|bench|lint
 #
 # Ends with 4, and says what to install by hand, when it can not install it.
 set -euo pipefail
@@ -11,14 +11,19 @@ target=${1:-}
 # Debian leaves the administrator's commands out of an ordinary user's PATH.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-# Each line: a command that must be there, and the packages that bring it.
+# Each line: a command that must be there, and the packages that bring it. Instead of a command: a path (a pattern) that
+# must match a file, or pkg:NAME, what pkg-config must know.
 compiler=("cc gcc libc6-dev")
 namespaces=("ip iproute2")
+# What feature dpdk is built with: DPDK and its drivers, and clang's library for its headers.
+dpdk=("pkg-config pkg-config" "pkg:libdpdk libdpdk-dev" "/usr/lib/llvm-*/lib/libclang*.so* libclang-dev")
 case $target in
 demo) needs=("${compiler[@]}" "${namespaces[@]}") ;;
 steer) needs=("clang clang") ;;
+demo-dpdk) needs=("${compiler[@]}" "${namespaces[@]}" "${dpdk[@]}") ;;
 test)
-	needs=("${compiler[@]}" "${namespaces[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind")
+	needs=("${compiler[@]}" "${namespaces[@]}" "${dpdk[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind"
+		"tcpdump tcpdump")
 	# Compiles the steering program anew, to compare it with the object that is kept.
 	needs+=("clang clang")
 	# The programs of control/tests/programs.rs.
@@ -27,9 +32,9 @@ test)
 	;;
 soak) needs=("${compiler[@]}" "${namespaces[@]}" "ping iputils-ping" "jq jq") ;;
 bench) needs=("${compiler[@]}" "valgrind valgrind") ;;
-lint) needs=("${compiler[@]}") ;;
+lint) needs=("${compiler[@]}" "${dpdk[@]}") ;;
 *)
-	echo "usage: scripts/setup.sh demo|steer|test|soak|bench|lint" >&2
+	echo "usage: scripts/setup.sh demo|demo-dpdk|steer|test|soak|bench|lint" >&2
 	exit 2
 	;;
 esac
@@ -42,6 +47,14 @@ lacks() { # what is lacking, what to do
 	exit 4
 }
 
+is_there() { # what a line begins with
+	case $1 in
+	pkg:*) pkg-config --exists "${1#pkg:}" 2>/dev/null ;;
+	/*) compgen -G "$1" >/dev/null ;;
+	*) command -v "$1" >/dev/null ;;
+	esac
+}
+
 if ! command -v cargo >/dev/null; then
 	lacks "Rust (cargo)" "Install it from https://rustup.rs or, on Ubuntu 24.04, with: apt install rustup"
 fi
@@ -49,7 +62,7 @@ fi
 packages=()
 for need in "${needs[@]}"; do
 	read -r command rest <<<"$need"
-	if ! command -v "$command" >/dev/null; then
+	if ! is_there "$command"; then
 		read -ra more <<<"$rest"
 		packages+=("${more[@]}")
 	fi
@@ -90,7 +103,7 @@ if ((${#packages[@]} > 0)); then
 	stay_off
 	for need in "${needs[@]}"; do
 		read -r command _ <<<"$need"
-		command -v "$command" >/dev/null || lacks "the command $command, although its package is installed" "$by_hand"
+		is_there "$command" || lacks "$command, although its package is installed" "$by_hand"
 	done
 	echo "setup: installed ${packages[*]} (for make $target)" >&2
 fi

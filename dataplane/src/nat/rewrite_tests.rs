@@ -69,13 +69,7 @@ fn check<A: Parse>(from: Ends, to: Ends, protocol: Protocol, payload: &[u8]) {
         assert_eq!(partial.offload, offload, "a partial checksum stays partial");
         assert_eq!(partial.to_vec(), left_partial::<A>(&afresh).to_vec());
         finish_partial(&mut partial);
-        let mut finished = afresh;
-        let at = usize::from(headers.l4) + 16;
-        // Finishing writes zero as 0xffff for all protocols, as Linux does.
-        if protocol == Protocol::TCP && finished[at..at + 2] == [0, 0] {
-            finished[at..at + 2].fill(0xff);
-        }
-        assert_eq!(partial.to_vec(), finished, "a finished one is right");
+        assert_eq!(partial.to_vec(), afresh, "a finished one is right");
     }
 }
 

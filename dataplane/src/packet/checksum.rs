@@ -177,8 +177,10 @@ impl Add for Delta {
 /// frame; nothing happens when it is complete already.
 ///
 /// A field at offset 8 is SCTP's CRC32c, all others are Internet checksums. No other protocol whose
-/// checksum is offloaded has its field there. A result of 0 is written as 0xffff: UDP asks for it, and to
-/// the other protocols both are the same number.
+/// checksum is offloaded has its field there. At offset 6 is UDP's, where a result of 0 is written as 0xffff (RFC 768).
+/// To the others both are the same number, and 0 is what bringing a complete checksum along ([`Delta::apply`])
+/// gives: so it is the same whether a frame is finished before it is translated or after (PT-03). Linux writes
+/// 0xffff for all when it finishes a single frame, and 0 when it cuts a super-frame.
 ///
 /// When the sender named a field outside the frame's first chunk, the frame stays as it is, and its
 /// receiver drops it for its wrong checksum.
@@ -197,13 +199,17 @@ pub fn finish_partial(packet: &mut Packet) {
             packet.head_mut()[field..field + 4].copy_from_slice(&crc.finish().to_le_bytes());
         }
     } else if field + 2 <= packet.head().len() {
-        let checksum = not_zero(Sum::of_range(packet, start..len).complement());
+        let checksum = Sum::of_range(packet, start..len).complement();
+        let checksum = if offset == UDP_CHECKSUM { not_zero(checksum) } else { checksum };
         packet.head_mut()[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
     }
 }
 
 /// Offset of the checksum in SCTP's common header.
 pub(crate) const SCTP_CHECKSUM: u16 = 8;
+
+/// Offset of the checksum in UDP's header.
+const UDP_CHECKSUM: u16 = 6;
 
 /// The bytes `range` of a frame, chunk by chunk; shorter when the frame is.
 pub(crate) fn slices(packet: &Packet, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
@@ -285,6 +291,23 @@ mod tests {
         assert_eq!(Delta::NONE.apply(0), 0);
         assert_eq!(Delta::NONE.apply(0xffff), 0xffff);
         assert_eq!(Delta::NONE.apply_to_sum(0xffff), 0xffff);
+    }
+
+    #[test]
+    fn pt_03_a_zero_is_finished_as_it_is_brought_along() {
+        let pool = Pool::new(1).unwrap();
+        // The sum of everything else is 0xffff, so that the checksum is 0.
+        let finished = |offset: u16| {
+            let mut bytes = [0; 60];
+            bytes[50..52].copy_from_slice(&0xfffeu16.to_be_bytes());
+            bytes[34 + usize::from(offset)..][..2].copy_from_slice(&1u16.to_be_bytes());
+            let mut packet = Packet::copy_of(pool, PortId(0), &bytes).unwrap();
+            packet.offload.checksum = ChecksumState::Partial { start: 34, offset };
+            finish_partial(&mut packet);
+            packet.head()[34 + usize::from(offset)..][..2].to_vec()
+        };
+        assert_eq!(finished(14), [0, 0]);
+        assert_eq!(finished(6), [0xff, 0xff]);
     }
 
     #[test]

@@ -274,7 +274,7 @@ impl Port for AfPacketPort {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { partial_checksum: true, gso: true }
+        Capabilities { partial_checksum: true, gso: true, udp_gso: true }
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

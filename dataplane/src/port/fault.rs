@@ -25,7 +25,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
 use crate::packet::{BURST, Burst, ChecksumState, Packet};
-use crate::port::{Capabilities, Port, finish};
+use crate::port::{Capabilities, LinkState, Port, finish};
 use crate::time::Instant;
 
 /// Frames that a direction's line holds. A burst of super-frames may add its segments once more.
@@ -248,6 +248,14 @@ impl Port for FaultPort {
 
     fn missed(&mut self) -> u64 {
         self.port.missed()
+    }
+
+    fn link(&mut self) -> Option<LinkState> {
+        self.port.link()
+    }
+
+    fn device_counters(&mut self) -> Vec<(String, u64)> {
+        self.port.device_counters()
     }
 }
 

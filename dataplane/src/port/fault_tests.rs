@@ -18,7 +18,7 @@ struct Wire {
 impl Wire {
     fn new(faults: Faults) -> Wire {
         let rings = Rings { receive: 8192, transmit: 8192 };
-        let all = Capabilities { partial_checksum: true, gso: true };
+        let all = Capabilities { partial_checksum: true, gso: true, udp_gso: true };
         let (inner, far) = MemoryPort::new(PortId(0), all, rings);
         let now = Arc::new(AtomicU64::new(0));
         let clock = Arc::clone(&now);

@@ -319,7 +319,7 @@ fn pt_04_sctp_checksums_are_crcs_and_no_device_writes_them() {
     frame.extend(*b"123456789");
     let mut packet = Packet::copy_of(pool, PortId(0), &frame).unwrap();
     packet.offload.checksum = ChecksumState::Partial { start: 34, offset: 8 };
-    let everything = crate::port::Capabilities { partial_checksum: true, gso: true };
+    let everything = crate::port::Capabilities { partial_checksum: true, gso: true, udp_gso: true };
     assert!(!everything.carries(&packet.offload));
     finish_checksum(&mut packet).unwrap();
     assert!(everything.carries(&packet.offload));

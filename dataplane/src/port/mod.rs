@@ -5,6 +5,8 @@
 
 pub mod af_packet;
 pub mod af_xdp;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod fault;
 pub mod finish;
 pub mod guard;
@@ -16,11 +18,12 @@ mod sys;
 pub mod tap;
 mod virtio;
 
+use std::any::Any;
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::packet::checksum::SCTP_CHECKSUM;
-use crate::packet::{Burst, ChecksumState, Offload};
+use crate::packet::{Burst, ChecksumState, GsoKind, Offload};
 use crate::pool::CHUNK;
 
 /// Bytes of the longest frame that a port receives: the longest IP packet (an IPv6 header and 65535 bytes)
@@ -31,8 +34,9 @@ pub const MAX_FRAME: usize = 14 + 4 + 40 + 65_535;
 /// headers in one of their own. Every port fills its chunks further (AF_XDP up to 1792 bytes, DPDK's drivers 1920).
 pub(crate) const MAX_CHAIN: usize = 1 + MAX_FRAME.div_ceil(CHUNK / 2);
 
-/// A port's I/O backend. Called by one worker, once per burst.
-pub trait Port: Send {
+/// A port's I/O backend, or a wrapper around one ([`fault`], [`RecorderPort`](crate::capture::RecorderPort)). Called
+/// by one worker, once per burst.
+pub trait Port: Send + Any {
     /// Appends received frames to `burst`, as many as are ready and fit. Each has the port's number in
     /// [`Packet::port`](crate::packet::Packet::port) and what the device said in
     /// [`offload`](crate::packet::Packet::offload).
@@ -62,6 +66,25 @@ pub trait Port: Send {
     fn missed(&mut self) -> u64 {
         0
     }
+
+    /// State of the link, for a backend that knows it.
+    fn link(&mut self) -> Option<LinkState> {
+        None
+    }
+
+    /// Counters that the device keeps itself, by its own names for them; may take a while.
+    fn device_counters(&mut self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+}
+
+/// State of a port's link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkState {
+    /// Whether frames can pass.
+    pub up: bool,
+    /// Its speed in Mbit/s, when it is known.
+    pub megabits: Option<u32>,
 }
 
 /// What a backend can carry.
@@ -69,8 +92,10 @@ pub trait Port: Send {
 pub struct Capabilities {
     /// Frames may leave with a partial transport checksum.
     pub partial_checksum: bool,
-    /// Super-frames may leave unsegmented.
+    /// Super-frames of TCP may leave unsegmented.
     pub gso: bool,
+    /// Those of UDP may.
+    pub udp_gso: bool,
 }
 
 impl Capabilities {
@@ -82,6 +107,11 @@ impl Capabilities {
             ChecksumState::Partial { offset, .. } => self.partial_checksum && offset != SCTP_CHECKSUM,
             ChecksumState::Unknown | ChecksumState::Verified => true,
         };
-        checksum && (self.gso || offload.gso.is_none())
+        let segments = match offload.gso.map(|gso| gso.kind) {
+            None => true,
+            Some(GsoKind::Tcp4 | GsoKind::Tcp6) => self.gso,
+            Some(GsoKind::Udp) => self.udp_gso,
+        };
+        checksum && segments
     }
 }

@@ -171,7 +171,7 @@ impl Port for TapPort {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { partial_checksum: true, gso: true }
+        Capabilities { partial_checksum: true, gso: true, udp_gso: self.udp_gso }
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

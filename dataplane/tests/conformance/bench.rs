@@ -1,14 +1,15 @@
 //! A port on the bench: the port, the far end of its wire, and what the properties do with both.
 
 use std::any::Any;
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pollux_dataplane::packet::{BURST, Burst, Packet, PortId};
 use pollux_dataplane::pool::Pool;
-use pollux_dataplane::port::Port;
+use pollux_dataplane::port::{Capabilities, Port};
 
-use crate::frame::Frame;
+use crate::frame::{Frame, difference};
 use crate::nature::Nature;
 
 /// Long enough on a busy machine for what must happen.
@@ -88,8 +89,16 @@ pub(crate) trait Wire: Send {
     /// Switches the port's device off or on; returns when it is so.
     fn set_device(&mut self, device: Device);
 
-    /// Makes frames of `bytes` bytes behind their link header possible on the port's device, and on the wire.
-    fn set_mtu(&mut self, _bytes: usize) {}
+    /// Makes frames of `bytes` bytes behind their link header possible on the port's device and on the wire; says
+    /// whether they let it.
+    fn set_mtu(&mut self, _bytes: usize) -> bool {
+        true
+    }
+
+    /// The pool of the frames that it sends, where they reach the port as they are.
+    fn memory(&self) -> Option<&'static Pool> {
+        None
+    }
 
     /// Frames that the device between has lost and counted itself, in both directions.
     fn lost(&mut self) -> u64 {
@@ -121,15 +130,30 @@ impl Bench {
         Bench { nature, pool, port, wire, _place: place, arrived: Vec::new(), taking: Taking::Yes }
     }
 
+    /// Takes the port off the bench: it goes into a worker. The far end stays.
+    pub(crate) fn take_port(&mut self) -> Box<dyn Port> {
+        std::mem::replace(&mut self.port, Box::new(Gone))
+    }
+
+    /// What the port has sent since this was last asked.
+    pub(crate) fn arrivals_now(&mut self) -> Vec<Frame> {
+        self.collect();
+        std::mem::take(&mut self.arrived)
+    }
+
     /// Takes everything down and looks whether memory is missing.
     pub(crate) fn close(self) {
         let Bench { port, wire, pool, .. } = self;
+        let lent = wire.memory();
         drop((port, wire));
         assert_eq!(
             pool.available(),
             pool.capacity(),
             "chunks of the pool that are free, after the port is gone"
         );
+        if let Some(lent) = lent {
+            assert_eq!(lent.available(), lent.capacity(), "chunks of the far end's pool that are free");
+        }
     }
 
     /// The far end takes what the port sends, or not.
@@ -274,7 +298,24 @@ pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
 #[track_caller]
 pub(crate) fn assert_same(are: &[Frame], expected: &[Frame]) {
     for (at, (is, expected)) in are.iter().zip(expected).enumerate() {
-        assert!(is == expected, "frame {at} is     {is:?}\nand should be {expected:?}");
+        assert!(is == expected, "frame {at} {}", difference(is, expected));
     }
     assert_eq!(are.len(), expected.len(), "frames");
+}
+
+/// In place of the port that was taken off the bench.
+struct Gone;
+
+impl Port for Gone {
+    fn receive(&mut self, _: &mut Burst) -> io::Result<()> {
+        unreachable!("nobody polls a port that is gone")
+    }
+
+    fn transmit(&mut self, _: &mut Burst) -> io::Result<()> {
+        unreachable!("nobody sends by a port that is gone")
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        unreachable!("nobody asks a port that is gone")
+    }
 }

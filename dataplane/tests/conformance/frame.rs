@@ -5,6 +5,9 @@ use std::fmt;
 use etherparse::PacketBuilder;
 use pollux_dataplane::packet::{ChecksumState, Gso, GsoKind, Offload, Packet, PortId};
 use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::finish;
+
+use crate::bench::Lease;
 
 pub(crate) const ETHERNET: usize = 14;
 pub(crate) const VLAN_TAG: usize = 4;
@@ -40,9 +43,13 @@ impl Frame {
         Frame { bytes, offload: Offload::default() }
     }
 
-    /// What `packet` is.
+    /// What `packet` is. That a device has checked it already is the device's own affair.
     pub(crate) fn of(packet: &Packet) -> Frame {
-        Frame { bytes: packet.to_vec(), offload: packet.offload }
+        let mut offload = packet.offload;
+        if offload.checksum == ChecksumState::Verified {
+            offload.checksum = ChecksumState::Unknown;
+        }
+        Frame { bytes: packet.to_vec(), offload }
     }
 
     /// The frame in memory of `pool`.
@@ -72,6 +79,16 @@ impl Frame {
         let payload = at + if self.bytes[23] == 6 { TCP } else { UDP };
         (field(at), u32::from(field(payload)) << 16 | u32::from(field(payload + 2)))
     }
+}
+
+/// Says where two frames differ.
+pub(crate) fn difference(is: &Frame, expected: &Frame) -> String {
+    let at = is.bytes.iter().zip(&expected.bytes).position(|(is, expected)| is != expected);
+    let from = |frame: &Frame, at: usize| {
+        frame.bytes[at..].iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let bytes = at.map(|at| format!(" (from byte {at}: {}, not {})", from(is, at), from(expected, at)));
+    format!("is        {is:?}\nshould be {expected:?}{}", bytes.unwrap_or_default())
 }
 
 /// `len` bytes that tell where they are.
@@ -139,7 +156,7 @@ fn udp6_partial(payload_len: usize, gso: Option<u16>) -> Frame {
 
 /// The frame with a partial checksum: its field holds the sum over the pseudo header, folded and not
 /// complemented, as a kernel leaves it.
-fn left_to_device(
+pub(crate) fn left_to_device(
     mut bytes: Vec<u8>,
     start: usize,
     offset: usize,
@@ -187,4 +204,14 @@ pub(crate) fn super_frames() -> Vec<Frame> {
         tcp4_super(7, 4, 9_000).tagged(),
         tcp6_super(30_000).tagged(),
     ]
+}
+
+/// What a device makes of a frame that was left to it: complete frames of one segment each. (That the software which
+/// does it here does it right is held elsewhere, against another implementation.)
+pub(crate) fn finished(frame: &Frame) -> Vec<Frame> {
+    let lease = Lease::new();
+    let mut pieces = Vec::new();
+    let result = finish::segment(frame.packet(lease.pool()), &mut |piece| pieces.push(Frame::of(&piece)));
+    result.expect("a frame that can be cut");
+    pieces
 }

@@ -11,18 +11,20 @@ mod bench;
 mod docs;
 mod frame;
 mod nature;
+mod node;
 mod properties;
 mod raw;
+mod same;
 #[path = "../ports/sandbox.rs"]
 #[allow(dead_code, reason = "the tests of single ports use more of it")]
 mod sandbox;
 
 use libtest_mimic::{Arguments, Trial};
 
-use backends::{BACKENDS, Backend, NATURES};
-use bench::Lease;
+use backends::{BACKENDS, Backend, MEMORY, NATURES};
+use bench::{Lease, PORT};
 use nature::Needs;
-use properties::{PROPERTIES, Property};
+use properties::Property;
 use sandbox::Rights;
 
 fn main() {
@@ -39,7 +41,11 @@ fn main() {
         if !allowed {
             println!("not root: {} is left out ({:?})", backend.nature.name, backend.nature.needs);
         }
-        trials.extend(PROPERTIES.iter().map(|property| trial(backend, property).with_ignored_flag(!allowed)));
+        trials.push(same(backend).with_ignored_flag(!allowed));
+        trials.extend(
+            properties::of(backend.nature)
+                .map(|property| trial(backend, property).with_ignored_flag(!allowed)),
+        );
     }
     trials.push(Trial::test("the_page_is_what_was_found", || {
         let page = std::fs::read_to_string(docs::PATH)?;
@@ -54,14 +60,22 @@ fn is_allowed(backend: &Backend, rights: Rights) -> bool {
     match backend.nature.needs {
         _ if rights == Rights::Root => true,
         Needs::Nothing | Needs::Namespace => true,
+        Needs::Root => false,
         Needs::Tun => std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok(),
     }
+}
+
+fn same(backend: &'static Backend) -> Trial {
+    Trial::test(format!("{}::pt_03_the_same_frames_give_the_same_results", backend.nature.name), || {
+        same::same_frames_give_the_same_results(backend, MEMORY);
+        Ok(())
+    })
 }
 
 fn trial(backend: &'static Backend, property: &'static Property) -> Trial {
     Trial::test(format!("{}::{}", backend.nature.name, property.name), || {
         let lease = Lease::new();
-        let mut bench = (backend.open)(lease.pool());
+        let mut bench = (backend.open)(lease.pool(), PORT);
         (property.holds)(&mut bench);
         bench.close();
         Ok(())

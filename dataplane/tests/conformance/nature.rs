@@ -14,8 +14,8 @@ pub(crate) struct Nature {
     pub(crate) needs: Needs,
     /// What may leave by it unfinished: what [`Port::capabilities`](pollux_dataplane::port::Port) has to say.
     pub(crate) out: Capabilities,
-    /// What arrives by it unfinished, and marked so.
-    pub(crate) into: Capabilities,
+    /// How what a sender has left to the device arrives by it.
+    pub(crate) into: Into,
     /// Bytes of the shortest frame that it sends.
     pub(crate) shortest: usize,
     /// Bytes of the longest complete frame that it sends, on a device whose MTU is 1500 where it has one.
@@ -45,6 +45,32 @@ pub(crate) enum Needs {
     Namespace,
     /// As [`Namespace`](Needs::Namespace), and a `/dev/net/tun` that is open to the user.
     Tun,
+    /// The machine's root: `bpf()`.
+    Root,
+}
+
+/// How unfinished frames arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Into {
+    /// Frames with a partial checksum.
+    pub(crate) checksums: Arrival,
+    /// Super-frames, whose checksum is partial as well.
+    pub(crate) super_frames: Arrival,
+}
+
+/// How an unfinished frame arrives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Arrival {
+    /// As it is, with its mark.
+    Marked,
+    /// Finished by the port: the checksum completed, the super-frame cut.
+    Finished,
+    /// As it is, and nothing says that it is not complete: the wire has no marks.
+    Bare,
+    /// Cut before it reaches the port, its pieces' checksums partial or complete.
+    Cut,
+    /// Not: the port counts it as lost.
+    Missed,
 }
 
 /// The longest complete frame.
@@ -61,6 +87,10 @@ pub(crate) enum Longest {
 pub(crate) enum Jumbo {
     /// Arrives, in as many chunks as it needs.
     Whole,
+    /// Does not come: the device refuses such an MTU while the port is open.
+    DeviceRefuses,
+    /// Is lost and counted by the port if it is longer than its MTU at opening and a buffer, and arrives otherwise.
+    Missed,
 }
 
 /// Frames that nobody receives.
@@ -70,8 +100,12 @@ pub(crate) enum FullReceive {
     Missed,
     /// The newest are lost and counted by the interface.
     Interface,
+    /// The newest are lost and counted by the port; the interface counts the same ones.
+    Both,
     /// They wait; nothing is lost.
     Waits,
+    /// They stay with their sender.
+    SenderWaits,
 }
 
 /// Frames that the far end does not take.
@@ -92,6 +126,8 @@ pub(crate) enum EmptyPool {
     Waits,
     /// They need none: a frame brings its own.
     BringTheirOwn,
+    /// They come in the sender's memory, which is the same pool: there are none then.
+    SendersMemory,
 }
 
 /// Frames that the device does not take, now or later.
@@ -135,8 +171,12 @@ impl Longest {
     }
 }
 
+/// Everything arrives as it is, with its mark.
+pub(crate) const MARKED: Into = Into { checksums: Arrival::Marked, super_frames: Arrival::Marked };
+
 /// Everything can be left to the device.
-pub(crate) const EVERYTHING: Capabilities = Capabilities { partial_checksum: true, gso: true };
+pub(crate) const EVERYTHING: Capabilities = Capabilities { partial_checksum: true, gso: true, udp_gso: true };
 
 /// Only complete frames.
-pub(crate) const COMPLETE: Capabilities = Capabilities { partial_checksum: false, gso: false };
+pub(crate) const COMPLETE: Capabilities =
+    Capabilities { partial_checksum: false, gso: false, udp_gso: false };

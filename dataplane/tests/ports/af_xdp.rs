@@ -188,9 +188,9 @@ fn pt_04_what_a_veth_leaves_to_the_device_is_found_out() {
 fn pt_04_tcp_passes_by_af_xdp() {
     let _namespace = veth_pair();
     let (from, to) = (pod("vp", "10.9.0.1/24"), pod("vq", "10.9.0.2/24"));
-    let pool = pool();
-    // The pods' own addresses are what the frames are for: everything is taken.
-    let options = Options { steer: Steer::Everything, ..Options::default() };
+    let pool = Pool::new(3 * 4096).unwrap();
+    // The pods' own addresses are what the frames are for: everything is taken. A window of TCP fits the rings.
+    let options = Options { steer: Steer::Everything, ring: 4096, ..Options::default() };
     let (mut a, mut b) = (open_with("vp", 1, pool, &options), open_with("vq", 2, pool, &options));
     let traffic = transfer(&from, &to, "10.9.0.2:80", 24 << 20, |done| {
         let finish = |mut packet: Packet, out: &mut dyn FnMut(Packet)| {

@@ -29,7 +29,7 @@ impl Default for XdpConfig {
             mode: Mode::Native,
             zero_copy: ZeroCopy::Automatic,
             queues: None,
-            ring: 1024,
+            ring: 4096,
             steer: XdpSteer::Unicast,
             leave: Vec::new(),
         }

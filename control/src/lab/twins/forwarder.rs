@@ -152,6 +152,7 @@ fn port(interface: &str, role: Role, wiring: Wiring) -> PortConfig {
         name: interface.to_owned(),
         role,
         backend: wiring.backend(),
+        device: None,
         interface: interface.to_owned(),
         link_address: None,
         mtu: None,
@@ -163,6 +164,8 @@ fn port(interface: &str, role: Role, wiring: Wiring) -> PortConfig {
         foreign: Foreign::Drop,
         index: None,
         faults: None,
+        capture: None,
+        trace: None,
         xdp: XdpConfig::default(),
         tunnel: None,
     }

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::port::sys;
+use crate::port::{LinkState, sys};
 
+const ETHTOOL_SETTINGS: u32 = 0x01;
 const ETHTOOL_DRIVER: u32 = 0x03;
 const ETHTOOL_CHANNELS: u32 = 0x3c;
 
@@ -36,6 +37,34 @@ impl Device {
     pub(super) fn mtu(&self) -> io::Result<usize> {
         sys::interface_mtu(&self.socket, &self.name)
     }
+
+    /// The link address, which may have changed.
+    pub(super) fn link_address(&self) -> io::Result<[u8; 6]> {
+        link_address(&self.socket, &self.name)
+    }
+
+    /// Whether frames can pass, and how fast.
+    pub(super) fn link(&self) -> io::Result<LinkState> {
+        const RUNNING: libc::c_int = libc::IFF_UP | libc::IFF_RUNNING;
+        let mut request = sys::interface_request(&self.name)?;
+        // SAFETY: this request reads the name from the structure and writes flags into it.
+        sys::check(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) })?;
+        // SAFETY: the request succeeded, so this member of the union was written.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        let megabits = speed(&self.socket, &self.name).ok().filter(|speed| *speed != 0 && *speed != u32::MAX);
+        Ok(LinkState { up: flags & RUNNING == RUNNING, megabits })
+    }
+}
+
+/// `struct ethtool_cmd`: the speed's halves, Mbit/s.
+fn speed(socket: &OwnedFd, name: &str) -> io::Result<u32> {
+    let mut settings = [0u32; 11];
+    settings[0] = ETHTOOL_SETTINGS;
+    ethtool(socket, name, &mut settings)?;
+    let half = |word: u32, at: usize| {
+        u32::from(u16::from_ne_bytes([word.to_ne_bytes()[at], word.to_ne_bytes()[at + 1]]))
+    };
+    Ok(half(settings[3], 0) | half(settings[7], 0) << 16)
 }
 
 fn link_address(socket: &OwnedFd, name: &str) -> io::Result<[u8; 6]> {

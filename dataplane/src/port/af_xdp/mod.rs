@@ -30,7 +30,7 @@ use crate::packet::{Burst, PortId};
 use crate::pool::Pool;
 use crate::port::af_packet::{self, AfPacketPort};
 use crate::port::guard::Families;
-use crate::port::{Capabilities, Port, sys};
+use crate::port::{Capabilities, LinkState, Port, sys};
 use device::Device;
 use queue::{Queue, RECEIVE_ROOM};
 use socket::{Place, Way};
@@ -257,13 +257,17 @@ impl AfXdpPort {
         self.gone().err().unwrap_or(error)
     }
 
-    /// Looks whether the interface is there and up, and what its MTU is.
+    /// Looks whether the interface is there and up, and what its MTU and its address are.
     #[cold]
     fn check(&mut self) -> io::Result<()> {
         self.empty_polls = 0;
         let state = self.queues.first().map_or(Ok(()), |(_, queue)| queue.check());
         state.map_err(|error| self.noted(error))?;
-        self.mtu = self.interface.device.mtu().unwrap_or(self.mtu);
+        let Interface { device, steered, .. } = &*self.interface;
+        self.mtu = device.mtu().unwrap_or(self.mtu);
+        if let Ok(address) = device.link_address() {
+            steered.set_address(address)?;
+        }
         Ok(())
     }
 }
@@ -314,6 +318,25 @@ impl Port for AfXdpPort {
         // What no socket was there for is the interface's first port's.
         let others = self.companion.as_mut().map_or(0, |port| port.missed() + self.interface.steered.lost());
         queues + others
+    }
+
+    fn link(&mut self) -> Option<LinkState> {
+        self.interface.device.link().ok()
+    }
+
+    /// The sums over the port's queues.
+    fn device_counters(&mut self) -> Vec<(String, u64)> {
+        let mut sums: Vec<(String, u64)> = Vec::new();
+        for (name, value) in self.queues.iter().flat_map(|(_, queue)| queue.counters()) {
+            match sums.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sum)) => *sum += value,
+                None => sums.push((name.to_owned(), value)),
+            }
+        }
+        if self.companion.is_some() {
+            sums.push(("rx_without_socket".to_owned(), self.interface.steered.lost()));
+        }
+        sums
     }
 }
 

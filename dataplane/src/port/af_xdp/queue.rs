@@ -24,8 +24,8 @@ pub(super) const RECEIVE_ROOM: usize = CHUNK - 256;
 /// The shortest frame that is sent: an Ethernet header.
 const SHORTEST: usize = 14;
 
-/// Calls of the kernel for one burst, at most: each takes up to 32 parts.
-const KICKS: usize = 24;
+/// Calls of the kernel for one burst, at most: each takes up to 32 parts, or drops a frame.
+const KICKS: usize = 64;
 
 /// How long the end of a queue waits for frames on their way out.
 const DRAIN: std::time::Duration = std::time::Duration::from_millis(100);
@@ -44,6 +44,8 @@ pub(super) struct Queue {
     sending: u32,
     /// Received frames that were lost here.
     lost: u64,
+    /// Frames that the device dropped as they were sent: its own queue, or its peer's, was full.
+    dropped: u64,
     chains: bool,
 }
 
@@ -94,6 +96,7 @@ impl Queue {
                 skipping: false,
                 sending: 0,
                 lost: 0,
+                dropped: 0,
                 chains: way.chains,
             };
             // Drivers want buffers as soon as they begin.
@@ -251,7 +254,7 @@ impl Queue {
         socket.transmit.publish();
         // Only a call makes the kernel look at the ring then, so what it has not taken can be taken back.
         let quiet = socket.transmit.needs_wakeup();
-        if let Err(error) = kick(socket)
+        if let Err(error) = kick(socket, &mut self.dropped)
             && quiet
             && socket.transmit.retract(parts)
         {
@@ -280,7 +283,7 @@ impl Queue {
             return;
         }
         if let Some(socket) = &mut self.socket {
-            let _ = kick(socket); // an interface that is down says so at its next check
+            let _ = kick(socket, &mut self.dropped); // an interface that is down says so at its next check
         }
         self.reclaim();
     }
@@ -292,7 +295,23 @@ impl Queue {
 
     /// Frames that were lost before [`receive`](Queue::receive) could return them.
     pub(super) fn missed(&self) -> u64 {
-        self.socket().missed().unwrap_or(0) + self.lost
+        // An empty fill ring is among the dropped.
+        let by_kernel = self.socket().statistics().map_or(0, |all| all.rx_dropped + all.rx_ring_full);
+        by_kernel + self.lost
+    }
+
+    /// What the kernel counts of the socket, and frames that the device dropped as they were sent.
+    pub(super) fn counters(&self) -> [(&'static str, u64); 7] {
+        let Ok(all) = self.socket().statistics() else { return [("", 0); 7] };
+        [
+            ("rx_dropped", all.rx_dropped),
+            ("rx_ring_full", all.rx_ring_full),
+            ("rx_fill_ring_empty", all.rx_fill_ring_empty_descs),
+            ("rx_invalid", all.rx_invalid_descs),
+            ("tx_ring_empty", all.tx_ring_empty_descs),
+            ("tx_invalid", all.tx_invalid_descs),
+            ("tx_dropped", self.dropped),
+        ]
     }
 }
 
@@ -322,16 +341,18 @@ impl Drop for Queue {
 }
 
 /// Lets the kernel send, for as long as it gets on. A queue of the device that is full is no error: what it does not
-/// take stays in the ring.
+/// take stays in the ring. What it drops is added to `dropped`.
 #[inline]
-fn kick(socket: &mut Socket) -> io::Result<()> {
+fn kick(socket: &mut Socket, dropped: &mut u64) -> io::Result<()> {
     let mut pending = socket.transmit.pending();
     for _ in 0..KICKS {
         if pending == 0 || !socket.transmit.needs_wakeup() {
             break;
         }
         match socket.kick().map_err(|error| (error.raw_os_error(), error)) {
-            Ok(()) | Err((Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOBUFS), _)) => {}
+            Ok(()) | Err((Some(libc::EINTR | libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM), _)) => {}
+            // One frame, and the kernel has stopped behind it.
+            Err((Some(libc::EBUSY), _)) => *dropped += 1,
             Err((_, error)) => return Err(error),
         }
         let before = std::mem::replace(&mut pending, socket.transmit.pending());

@@ -167,13 +167,11 @@ impl Socket {
         sys::check_len(received).map(drop)
     }
 
-    /// Frames that the kernel lost before they were in the receive ring.
-    pub(super) fn missed(&self) -> io::Result<u64> {
+    /// What the kernel counts of the socket.
+    pub(super) fn statistics(&self) -> io::Result<libc::xdp_statistics> {
         // SAFETY: the structure is plain numbers; all zeros is a valid value.
         let zero: libc::xdp_statistics = unsafe { std::mem::zeroed() };
-        let all = sys::get_option(&self.as_fd(), libc::SOL_XDP, libc::XDP_STATISTICS, zero)?;
-        // An empty fill ring is among the dropped.
-        Ok(all.rx_dropped + all.rx_ring_full)
+        sys::get_option(&self.as_fd(), libc::SOL_XDP, libc::XDP_STATISTICS, zero)
     }
 
     fn shared_fd(&self) -> &Arc<OwnedFd> {

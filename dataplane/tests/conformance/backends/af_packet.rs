@@ -1,12 +1,14 @@
 //! `af_packet`: an end of a veth pair; at the other end a raw socket.
 
+use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::af_packet::{AfPacketPort, Options};
 
 use crate::backends::Backend;
-use crate::bench::{Bench, PORT};
+use crate::bench::Bench;
 use crate::nature::{
-    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, MARKED, Nature, Needs, Sleep,
+    Unfit,
 };
 use crate::raw::{RawWire, wait_until_up};
 use crate::sandbox::{Namespace, ip};
@@ -16,7 +18,7 @@ pub(super) const NATURE: Nature = Nature {
     far_end: "a raw socket at the veth's peer",
     needs: Needs::Namespace,
     out: EVERYTHING,
-    into: EVERYTHING,
+    into: MARKED,
     shortest: 14,
     longest: Longest::Bytes(1514),
     unfit: Unfit::StayWithCaller,
@@ -30,8 +32,8 @@ pub(super) const NATURE: Nature = Nature {
 
 pub(super) const BACKEND: Backend = Backend { nature: &NATURE, open };
 
-/// A port on a new pair of interfaces, in a namespace that the thread enters.
-pub(super) fn parts(pool: &'static Pool) -> (AfPacketPort, RawWire, Namespace) {
+/// A new pair of interfaces, `va` and `vb`, in a namespace that the thread enters; the far end of `va`.
+pub(super) fn veth() -> (RawWire, Namespace) {
     let namespace = Namespace::new();
     namespace.enter();
     ip("link add va type veth peer name vb");
@@ -39,11 +41,17 @@ pub(super) fn parts(pool: &'static Pool) -> (AfPacketPort, RawWire, Namespace) {
     ip("link set vb up");
     wait_until_up("va");
     wait_until_up("vb");
-    let port = AfPacketPort::open("va", PORT, pool, Options::default()).expect("a port on va");
-    (port, RawWire::new("va", "vb"), namespace)
+    (RawWire::new("va", "vb"), namespace)
 }
 
-fn open(pool: &'static Pool) -> Bench {
-    let (port, wire, namespace) = parts(pool);
+/// A port on such a pair.
+pub(super) fn parts(pool: &'static Pool, id: PortId) -> (AfPacketPort, RawWire, Namespace) {
+    let (wire, namespace) = veth();
+    let port = AfPacketPort::open("va", id, pool, Options::default()).expect("a port on va");
+    (port, wire, namespace)
+}
+
+fn open(pool: &'static Pool, id: PortId) -> Bench {
+    let (port, wire, namespace) = parts(pool, id);
     Bench::new(&NATURE, pool, Box::new(port), Box::new(wire), Box::new(namespace))
 }

@@ -2,6 +2,7 @@
 
 use std::time::Instant as Time;
 
+use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::Port;
 use pollux_dataplane::port::fault::{FaultHandle, FaultPort, Faults};
@@ -12,7 +13,8 @@ use crate::backends::{Backend, af_packet, memory};
 use crate::bench::{Bench, Device, Sent, Taking, Wire};
 use crate::frame::Frame;
 use crate::nature::{
-    COMPLETE, Down, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Arrival, COMPLETE, Down, EmptyPool, FullReceive, FullTransmit, Into, Jumbo, Longest, Nature, Needs,
+    Sleep, Unfit,
 };
 
 pub(super) const MEMORY: Nature = Nature {
@@ -20,7 +22,7 @@ pub(super) const MEMORY: Nature = Nature {
     far_end: "a handle",
     needs: Needs::Nothing,
     out: COMPLETE,
-    into: COMPLETE,
+    into: Into { checksums: Arrival::Finished, super_frames: Arrival::Finished },
     shortest: 0,
     longest: Longest::Any,
     unfit: Unfit::LostBehind,
@@ -37,7 +39,7 @@ pub(super) const AF_PACKET: Nature = Nature {
     far_end: "a raw socket at the veth's peer",
     needs: Needs::Namespace,
     out: COMPLETE,
-    into: COMPLETE,
+    into: Into { checksums: Arrival::Finished, super_frames: Arrival::Finished },
     shortest: 14,
     longest: Longest::Bytes(1514),
     unfit: Unfit::LostBehind,
@@ -75,8 +77,12 @@ impl<W: Wire> Wire for Behind<W> {
         self.wire.set_device(device);
     }
 
-    fn set_mtu(&mut self, bytes: usize) {
-        self.wire.set_mtu(bytes);
+    fn set_mtu(&mut self, bytes: usize) -> bool {
+        self.wire.set_mtu(bytes)
+    }
+
+    fn memory(&self) -> Option<&'static Pool> {
+        self.wire.memory()
     }
 
     fn lost(&mut self) -> u64 {
@@ -91,14 +97,14 @@ fn around<W: Wire>(port: impl Port + 'static, wire: W) -> (Box<dyn Port>, Box<Be
     (Box::new(port), Box::new(Behind { wire, faults }))
 }
 
-fn over_memory(pool: &'static Pool) -> Bench {
-    let (port, wire) = memory::parts(Rings { receive: 512, transmit: 512 });
+fn over_memory(pool: &'static Pool, id: PortId) -> Bench {
+    let (port, wire) = memory::parts(Rings { receive: 512, transmit: 512 }, id);
     let (port, wire) = around(port, wire);
     Bench::new(&MEMORY, pool, port, wire, Box::new(()))
 }
 
-fn over_af_packet(pool: &'static Pool) -> Bench {
-    let (port, wire, namespace) = af_packet::parts(pool);
+fn over_af_packet(pool: &'static Pool, id: PortId) -> Bench {
+    let (port, wire, namespace) = af_packet::parts(pool, id);
     let (port, wire) = around(port, wire);
     Bench::new(&AF_PACKET, pool, port, wire, Box::new(namespace))
 }

@@ -1,13 +1,15 @@
 //! `memory`: two rings and a handle.
 
+use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::memory::{Link, MemoryHandle, MemoryPort, Rings};
 
 use crate::backends::Backend;
-use crate::bench::{Bench, Device, Lease, PORT, Sent, Wire};
+use crate::bench::{Bench, Device, Lease, Sent, Wire};
 use crate::frame::Frame;
 use crate::nature::{
-    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, MARKED, Nature, Needs, Sleep,
+    Unfit,
 };
 
 pub(super) const NATURE: Nature = Nature {
@@ -15,7 +17,7 @@ pub(super) const NATURE: Nature = Nature {
     far_end: "a handle",
     needs: Needs::Nothing,
     out: EVERYTHING,
-    into: EVERYTHING,
+    into: MARKED,
     shortest: 0,
     longest: Longest::Any,
     unfit: Unfit::StayWithCaller,
@@ -35,13 +37,13 @@ pub(super) struct MemoryWire {
     lease: Lease,
 }
 
-pub(super) fn parts(rings: Rings) -> (MemoryPort, MemoryWire) {
-    let (port, handle) = MemoryPort::new(PORT, NATURE.out, rings);
+pub(super) fn parts(rings: Rings, id: PortId) -> (MemoryPort, MemoryWire) {
+    let (port, handle) = MemoryPort::new(id, NATURE.out, rings);
     (port, MemoryWire { handle, lease: Lease::new() })
 }
 
-fn open(pool: &'static Pool) -> Bench {
-    let (port, wire) = parts(Rings::default());
+fn open(pool: &'static Pool, id: PortId) -> Bench {
+    let (port, wire) = parts(Rings::default(), id);
     Bench::new(&NATURE, pool, Box::new(port), Box::new(wire), Box::new(()))
 }
 
@@ -53,6 +55,10 @@ impl Wire for MemoryWire {
 
     fn receive(&mut self) -> Option<Frame> {
         self.handle.take_sent().map(|packet| Frame::of(&packet))
+    }
+
+    fn memory(&self) -> Option<&'static Pool> {
+        Some(self.lease.pool())
     }
 
     fn set_device(&mut self, device: Device) {

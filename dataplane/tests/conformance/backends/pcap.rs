@@ -12,10 +12,11 @@ use pollux_dataplane::port::{Capabilities, Port};
 use pollux_dataplane::time::Instant;
 
 use crate::backends::Backend;
-use crate::bench::{Bench, Device, PORT, Sent, Wire};
+use crate::bench::{Bench, Device, Sent, Wire};
 use crate::frame::Frame;
 use crate::nature::{
-    COMPLETE, Down, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Arrival, COMPLETE, Down, EmptyPool, FullReceive, FullTransmit, Into, Jumbo, Longest, Nature, Needs,
+    Sleep, Unfit,
 };
 
 pub(super) const NATURE: Nature = Nature {
@@ -23,7 +24,7 @@ pub(super) const NATURE: Nature = Nature {
     far_end: "the two captures",
     needs: Needs::Nothing,
     out: COMPLETE,
-    into: COMPLETE,
+    into: Into { checksums: Arrival::Bare, super_frames: Arrival::Bare },
     shortest: 0,
     longest: Longest::Any,
     unfit: Unfit::StayWithCaller,
@@ -67,12 +68,14 @@ struct Replays {
     /// Records for the next replay, and the record of what was sent.
     next: File,
     sent: File,
+    id: PortId,
     pool: &'static Pool,
 }
 
 fn replay(
     records: impl IntoIterator<Item = u8>,
     sent: &File,
+    id: PortId,
     pool: &'static Pool,
 ) -> PcapPort<Cursor<Vec<u8>>, File> {
     let mut capture = Vec::new();
@@ -86,7 +89,7 @@ fn replay(
     let writer = PcapWriter::new(sent.clone()).expect("a writer");
     // One capture's header is enough for the far end.
     sent.bytes().truncate(before);
-    let mut port = PcapPort::new(reader, writer, PORT, pool);
+    let mut port = PcapPort::new(reader, writer, id, pool);
     port.set_time(Instant::from_secs(1));
     port
 }
@@ -96,7 +99,7 @@ impl Port for Replays {
         if self.port.next_time().is_none() {
             let records = std::mem::take(&mut *self.next.bytes());
             if !records.is_empty() {
-                self.port = replay(records, &self.sent, self.pool);
+                self.port = replay(records, &self.sent, self.id, self.pool);
             }
         }
         self.port.receive(burst)
@@ -120,12 +123,12 @@ struct Captures {
     sent: File,
 }
 
-fn open(pool: &'static Pool) -> Bench {
+fn open(pool: &'static Pool, id: PortId) -> Bench {
     let (next, sent) = (File::default(), File::default());
-    let port = replay([], &sent, pool);
+    let port = replay([], &sent, id, pool);
     let wire = Captures { next: next.clone(), sent: sent.clone() };
-    let port = Replays { port, next, sent, pool };
-    Bench::new(&NATURE, pool, Box::new(port), Box::new(wire), Box::new(PortId(0)))
+    let port = Replays { port, next, sent, id, pool };
+    Bench::new(&NATURE, pool, Box::new(port), Box::new(wire), Box::new(()))
 }
 
 impl Wire for Captures {

@@ -1,12 +1,14 @@
 //! `tap`: the interface that the port makes; a raw socket at it stands for the node's own stack.
 
+use pollux_dataplane::packet::PortId;
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::tap::TapPort;
 
 use crate::backends::Backend;
-use crate::bench::{Bench, PORT};
+use crate::bench::Bench;
 use crate::nature::{
-    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, Nature, Needs, Sleep, Unfit,
+    Down, EVERYTHING, EmptyPool, FullReceive, FullTransmit, Jumbo, Longest, MARKED, Nature, Needs, Sleep,
+    Unfit,
 };
 use crate::raw::{RawWire, wait_until_up};
 use crate::sandbox::{Namespace, ip};
@@ -16,7 +18,7 @@ pub(super) const NATURE: Nature = Nature {
     far_end: "a raw socket at the interface",
     needs: Needs::Tun,
     out: EVERYTHING,
-    into: EVERYTHING,
+    into: MARKED,
     shortest: 14,
     longest: Longest::Any,
     unfit: Unfit::StayWithCaller,
@@ -30,10 +32,10 @@ pub(super) const NATURE: Nature = Nature {
 
 pub(super) const BACKEND: Backend = Backend { nature: &NATURE, open };
 
-fn open(pool: &'static Pool) -> Bench {
+fn open(pool: &'static Pool, id: PortId) -> Bench {
     let namespace = Namespace::new();
     namespace.enter();
-    let port = TapPort::open("tap0", PORT, pool).expect("a TAP interface");
+    let port = TapPort::open("tap0", id, pool).expect("a TAP interface");
     ip("link set tap0 up");
     wait_until_up("tap0");
     let wire = RawWire::new("tap0", "tap0");

@@ -14,9 +14,6 @@ use crate::nature::{Down, Sleep};
 /// A device that is down is told of and keeps what waits; when it is up again all is as before. Twice, because a port
 /// may remember the first fall.
 pub(super) fn a_device_that_is_down_takes_nothing_and_loses_nothing(bench: &mut Bench) {
-    if bench.nature.down == Down::NoDevice {
-        return;
-    }
     for round in 0..2 {
         bench.assert_works();
         bench.wire.set_device(Device::Down);
@@ -100,7 +97,8 @@ pub(super) fn a_port_ends_in_the_midst_of_its_work(bench: &mut Bench) {
     let out = numbered(2, 2, 700);
     let mut received = Vec::new();
     let over = AtomicBool::new(false);
-    let (port, wire, pool) = (&mut bench.port, &mut bench.wire, bench.pool);
+    let (mut port, pool) = (bench.take_port(), bench.pool);
+    let wire = &mut bench.wire;
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
             while !over.load(Ordering::Acquire) {
@@ -119,7 +117,7 @@ pub(super) fn a_port_ends_in_the_midst_of_its_work(bench: &mut Bench) {
             port.transmit(&mut burst).expect("the port sends");
             rounds += 1;
         }
-        *port = Box::new(Gone);
+        drop(port);
         for _ in 0..LOOKS {
             pause();
         }
@@ -129,22 +127,5 @@ pub(super) fn a_port_ends_in_the_midst_of_its_work(bench: &mut Bench) {
     assert!(!received.is_empty(), "frames came");
     for packet in received {
         assert_same(&[Frame::of(&packet)], std::slice::from_ref(&frame));
-    }
-}
-
-/// In place of the port that has ended.
-struct Gone;
-
-impl Port for Gone {
-    fn receive(&mut self, _: &mut Burst) -> std::io::Result<()> {
-        unreachable!("nobody polls a port that has ended")
-    }
-
-    fn transmit(&mut self, _: &mut Burst) -> std::io::Result<()> {
-        unreachable!("nobody sends by a port that has ended")
-    }
-
-    fn capabilities(&self) -> pollux_dataplane::port::Capabilities {
-        unreachable!("nobody asks a port that has ended")
     }
 }

@@ -8,6 +8,7 @@ mod order;
 mod rings;
 
 use crate::bench::Bench;
+use crate::nature::{Down, EmptyPool, Nature};
 
 /// A property.
 pub(crate) struct Property {
@@ -17,10 +18,20 @@ pub(crate) struct Property {
     pub(crate) holds: fn(&mut Bench),
 }
 
+/// Those that a backend has to keep: what has no device cannot be down, and where frames come in the sender's memory
+/// there are none while there is no memory.
+pub(crate) fn of(nature: &Nature) -> impl Iterator<Item = &'static Property> {
+    PROPERTIES.iter().filter(|property| match property.name {
+        "a_device_that_is_down_takes_nothing_and_loses_nothing" => nature.down != Down::NoDevice,
+        "an_empty_pool_loses_nothing_uncounted" => nature.empty_pool != EmptyPool::SendersMemory,
+        _ => true,
+    })
+}
+
 macro_rules! properties {
     ($($file:ident: $($name:ident),* $(,)?;)*) => {
         /// All of them.
-        pub(crate) const PROPERTIES: &[Property] =
+        const PROPERTIES: &[Property] =
             &[$($(Property { name: stringify!($name), holds: $file::$name }),*),*];
     };
 }

@@ -4,7 +4,8 @@ use pollux_dataplane::packet::{Burst, Chunk, Packet, PortId};
 use pollux_dataplane::pool::{CHUNK, HEADROOM, Pool};
 
 use crate::bench::{Bench, assert_same};
-use crate::frame::{Frame, numbered, partial, super_frames, tcp4_super};
+use crate::frame::{Frame, finished, numbered, partial, super_frames, tcp4_super};
+use crate::nature::Arrival;
 
 /// The port says what it carries; and a partial checksum leaves as it is, with its mark.
 pub(super) fn partial_checksums_leave_as_they_are(bench: &mut Bench) {
@@ -14,11 +15,9 @@ pub(super) fn partial_checksums_leave_as_they_are(bench: &mut Bench) {
     }
 }
 
-/// A partial checksum arrives as it is, with its mark; where the backend has no marks, the wire carries none.
+/// A partial checksum arrives as it is, with its mark, or as the description says.
 pub(super) fn partial_checksums_arrive_as_they_are(bench: &mut Bench) {
-    if bench.nature.into.partial_checksum {
-        arrive(bench, &partial());
-    }
+    arrive(bench, &partial(), bench.nature.into.checksums);
 }
 
 /// A super-frame leaves in one piece, with its mark.
@@ -29,11 +28,9 @@ pub(super) fn super_frames_leave_as_they_are(bench: &mut Bench) {
     }
 }
 
-/// A super-frame arrives in one piece, with its mark.
+/// A super-frame arrives in one piece, with its mark, or as the description says.
 pub(super) fn super_frames_arrive_as_they_are(bench: &mut Bench) {
-    if bench.nature.into.gso {
-        arrive(bench, &super_frames());
-    }
+    arrive(bench, &super_frames(), bench.nature.into.super_frames);
 }
 
 fn leave(bench: &mut Bench, frames: &[Frame]) {
@@ -46,15 +43,34 @@ fn leave(bench: &mut Bench, frames: &[Frame]) {
     assert_same(&bench.arrivals(frames.len()), frames);
 }
 
-fn arrive(bench: &mut Bench, frames: &[Frame]) {
+fn arrive(bench: &mut Bench, frames: &[Frame], arrival: Arrival) {
+    if arrival == Arrival::Missed {
+        bench.inject(frames);
+        assert_eq!(bench.drain().len(), 0);
+        assert_eq!(bench.port.missed(), frames.len() as u64);
+        return bench.assert_works();
+    }
+    // Whether pieces come finished is the kernel's business; what they are when they are is not.
+    let is = |frames: Vec<Frame>| match arrival {
+        Arrival::Cut => frames.iter().flat_map(finished).collect(),
+        _ => frames,
+    };
+    let becomes = |frame: &Frame| match arrival {
+        Arrival::Marked => vec![frame.clone()],
+        Arrival::Bare => vec![Frame::plain(frame.bytes.clone())],
+        Arrival::Finished | Arrival::Cut | Arrival::Missed => finished(frame),
+    };
+    let mut all = Vec::new();
     for frame in frames {
-        let frame = std::slice::from_ref(frame);
-        bench.inject(frame);
-        let packets = bench.receive_at_least(1);
-        assert_same(&packets.iter().map(Frame::of).collect::<Vec<_>>(), frame);
+        let expected = becomes(frame);
+        bench.inject(std::slice::from_ref(frame));
+        let packets = bench.receive_at_least(expected.len());
+        assert_same(&is(packets.iter().map(Frame::of).collect()), &expected);
+        all.extend(expected);
     }
     bench.inject(frames);
-    assert_same(&bench.frames(frames.len()), frames);
+    let frames = bench.frames(all.len());
+    assert_same(&is(frames), &all);
     assert_eq!(bench.port.missed(), 0);
 }
 

@@ -6,6 +6,7 @@ use pollux_dataplane::packet::{BURST, Burst};
 
 use crate::bench::{Bench, PORT, assert_same};
 use crate::frame::{Frame, numbered, tcp4_super, varied};
+use crate::nature::Arrival;
 
 const FLOWS: u16 = 8;
 
@@ -29,7 +30,7 @@ fn by_flow(frames: &[Frame]) -> BTreeMap<u16, Vec<Frame>> {
 /// Frames of each flow come in the order in which they were sent, in both directions at once, each once.
 pub(super) fn order_is_kept_within_a_flow(bench: &mut Bench) {
     let out = of_several_flows(60, bench.nature.out.gso);
-    let into = of_several_flows(60, bench.nature.into.gso);
+    let into = of_several_flows(60, bench.nature.into.super_frames == Arrival::Marked);
     let mut received = Vec::new();
     // Bursts of changing sizes, the two directions in turn.
     let (mut out_left, mut into_left) = (out.as_slice(), into.as_slice());
