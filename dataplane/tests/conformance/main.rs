@@ -48,6 +48,9 @@ fn main() {
         );
     }
     trials.push(Trial::test("the_page_is_what_was_found", || {
+        for Backend { nature, .. } in BACKENDS {
+            assert!(NATURES.iter().any(|listed| listed.name == nature.name), "{} is not listed", nature.name);
+        }
         let page = std::fs::read_to_string(docs::PATH)?;
         assert!(page == docs::page(NATURES), "docs/io.md is stale: print it anew with --docs");
         Ok(())

@@ -41,5 +41,14 @@ pub(crate) const BACKENDS: &[Backend] = &[
 pub(crate) const MEMORY: &Backend = &memory::BACKEND;
 
 /// The descriptions of all backends, also of those that this build can not open, as the page shows them.
-pub(crate) const NATURES: &[&Nature] =
-    &[&memory::NATURE, &pcap::NATURE, &af_packet::NATURE, &tap::NATURE, &fault::MEMORY, &fault::AF_PACKET];
+pub(crate) const NATURES: &[&Nature] = &[
+    &memory::NATURE,
+    &pcap::NATURE,
+    &af_packet::NATURE,
+    &tap::NATURE,
+    &af_xdp::NATURE,
+    &af_xdp::GENERIC,
+    &dpdk::RING,
+    &fault::MEMORY,
+    &fault::AF_PACKET,
+];
