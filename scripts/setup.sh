@@ -22,7 +22,8 @@ demo) needs=("${compiler[@]}" "${namespaces[@]}") ;;
 steer) needs=("clang clang") ;;
 demo-dpdk) needs=("${compiler[@]}" "${namespaces[@]}" "${dpdk[@]}") ;;
 test)
-	needs=("${compiler[@]}" "${namespaces[@]}" "${dpdk[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind")
+	needs=("${compiler[@]}" "${namespaces[@]}" "${dpdk[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind"
+		"tcpdump tcpdump")
 	# Compiles the steering program anew, to compare it with the object that is kept.
 	needs+=("clang clang")
 	# The programs of control/tests/programs.rs.

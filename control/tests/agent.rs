@@ -26,6 +26,8 @@ use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 
 #[path = "agent/af_xdp.rs"]
 mod af_xdp;
+#[path = "agent/capture.rs"]
+mod capture;
 #[path = "agent/connections.rs"]
 mod connections;
 #[path = "agent/ports.rs"]
@@ -70,6 +72,10 @@ fn main() -> ExitCode {
             "ct_11_a_full_table_is_listed_while_forwarding",
             connections::a_full_table_is_listed_while_forwarding,
         ),
+        trial("capture_shows_frames_with_their_decisions", capture::frames_with_their_decisions),
+        trial("capture_refuses_what_it_does_not_know", capture::refuses),
+        trial("capture_waits_for_no_client_and_ends_with_it", capture::waits_for_no_client),
+        trial("capture_and_trace_of_the_configuration", capture::of_the_configuration),
         trial("one_agent_listens_at_a_socket", one_agent_listens_at_a_socket),
         trial("pt_01_ports_by_pattern_come_and_go", ports::ports_by_pattern_come_and_go),
         trial("pt_01_an_interface_goes_and_comes_back", ports::an_interface_goes_and_comes_back),

@@ -12,6 +12,7 @@
 //! that starts the agent, so an agent works in any namespace.
 
 mod admin;
+pub mod capture;
 mod changes;
 mod client;
 pub mod conntrack;
@@ -41,7 +42,7 @@ use crossbeam_channel::{Receiver, Sender};
 use pollux_dataplane::flow::{FlowTable, Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::nat::fragments::Limits;
-use pollux_dataplane::packet::{V4, V6};
+use pollux_dataplane::packet::{PortId, V4, V6};
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::fault::FaultHandle;
 use pollux_dataplane::port::guard::{Families, Means};
@@ -126,6 +127,7 @@ pub struct Running {
     follow: Option<follow::Follower>,
     sweeper: Option<stale::Sweeper>,
     full: Option<full::FullWatch>,
+    captures: Option<capture::standing::Standing>,
     workers: Option<Vec<JoinHandle<Worker>>>,
     ended: Receiver<()>,
     named: Handles,
@@ -252,6 +254,7 @@ impl Agent {
             follow: None,
             sweeper: None,
             full: None,
+            captures: None,
             workers: Some(Vec::new()),
             ended,
             named,
@@ -261,6 +264,8 @@ impl Agent {
             let thread = start(number, worker, core, ending.clone())?;
             running.workers.get_or_insert_default().push(thread);
         }
+        let numbered = config.ports.iter().enumerate().map(|(number, port)| (PortId(number as u16), port));
+        running.captures = Some(capture::standing::Standing::start(&running.shared, numbered)?);
         running.shared.teach_all();
         running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
         running.full = Some(full::FullWatch::start(&running.shared)?);
@@ -327,6 +332,7 @@ impl Running {
         self.follow = None;
         self.sweeper = None;
         self.full = None;
+        self.captures = None;
         let Some(threads) = self.workers.take() else { return };
         self.shared.team.stop();
         let workers: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::capture::CaptureRequest;
 use super::conntrack::{Action, FlowFilter};
 
 /// Where a running agent listens when nothing else is said.
@@ -41,6 +42,9 @@ pub enum Request {
         #[serde(default)]
         filter: FlowFilter,
     },
+    /// Frames as they pass: [`CaptureItem`](super::capture::CaptureItem)s until enough have come or the client ends it,
+    /// which it does by sending nothing more (it shuts its side of the connection).
+    Capture(CaptureRequest),
 }
 
 /// A line of an answer.

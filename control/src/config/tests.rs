@@ -1,9 +1,10 @@
 use super::node::{
-    Backend, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp,
-    ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
+    Backend, CaptureView, DpdkPages, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink,
+    PathMtuDiscovery, ProxyArp, ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
+use pollux_dataplane::capture::Filter;
 use pollux_dataplane::port::af_xdp::{Mode, Service, ZeroCopy};
 use pollux_dataplane::port::fault::Probability;
 use std::time::Duration;
@@ -218,6 +219,47 @@ fn a_node_document_is_read_whole() {
 }
 
 #[test]
+fn devices_of_dpdk_are_read_and_refused_elsewhere() {
+    let config = node(
+        "dpdk: {hugepages: false, memory: 96, arguments: [--log-level=debug]}\nports:\n\
+         - {name: ens3, role: uplink, backend: dpdk}\n\
+         - {name: fast, role: uplink, backend: dpdk, device: '0000:03:00.0,arg=1', queues: 4}\n\
+         - {name: tap, role: pod, backend: dpdk, device: 'net_tap0,iface=dtap0'}\n",
+    )
+    .unwrap();
+    assert_eq!((config.dpdk.pages, config.dpdk.memory), (DpdkPages::Ordinary, Some(96)));
+    assert_eq!(config.dpdk.arguments, ["--log-level=debug"]);
+    assert_eq!(config.buffers_to_receive(), 6 * 2 * 1024);
+    let device = |name: &str| config.port(name).unwrap().device.clone().unwrap();
+    assert_eq!(device("ens3").device, "net_af_packet_ens3,iface=ens3");
+    assert_eq!(device("ens3").shared_interface(), Some("ens3"));
+    assert_eq!((device("fast").pci_address(), device("fast").queues), (Some("0000:03:00.0"), Some(4)));
+    assert_eq!((device("tap").pci_address(), device("tap").shared_interface()), (None, None));
+
+    let errors = node(
+        "dpdk: {memory: 1}\nports:\n\
+         - {name: a, role: uplink, backend: af_packet, device: net_tap0, queues: 2}\n\
+         - {name: b, role: uplink, backend: dpdk, device: 'net tap', queues: 0}\n\
+         - {name: c, role: uplink, backend: dpdk, device: 'net_af_xdp0,iface=d'}\n\
+         - {name: 'cali*', role: pod, backend: dpdk}\n",
+    )
+    .unwrap_err();
+    let lines: Vec<_> = errors.lines().map(|line| line.strip_prefix("config.yaml: Node").unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            ": dpdk.memory 1 is not in 32-1048576",
+            " port a: has device, which only backend dpdk has",
+            " port a: has queues, which only backend dpdk has",
+            " port b: queues 0 is not in 1-1024",
+            " port b: device \"net tap\" is not a PCI address (0000:03:00.0) or a virtual device (net_tap0,iface=x)",
+            " port c: device net_af_xdp0 is on d, and interface says c: they must be the same",
+            " port cali*: is a pattern of interfaces, which its backend does not have",
+        ]
+    );
+}
+
+#[test]
 fn all_errors_of_a_node_document_are_reported_at_once() {
     let errors = node(
         "workers: 0\naffinity: {clients: 0}\nsysctl: {nf_conntrack_tcp_timeout: 5, nf_conntrack_udp_timeout: -3}\n\
@@ -313,6 +355,36 @@ fn faults_of_a_port_are_probabilities_a_delay_and_a_seed() {
         format!("{port}: faults.delay \"11s\" is not a duration from 0 to 10s")
     );
     assert!(refused("{los: 0.1}").contains("los"));
+}
+
+#[test]
+fn a_port_s_frames_go_to_a_file_or_the_log() {
+    let port = |text: &str| {
+        node(&format!("ports: [{{name: ens3, role: uplink, backend: af_packet, {text}}}]\n"))
+            .map(|node| node.ports[0].clone())
+    };
+    let read =
+        port("capture: {file: /tmp/x.pcapng, filter: tcp port 80, snapLength: 64}, trace: {view: wire}");
+    let read = read.unwrap();
+    let capture = read.capture.unwrap();
+    assert_eq!(capture.file, PathBuf::from("/tmp/x.pcapng"));
+    assert_eq!((capture.watch.snap_len, capture.watch.view), (64, CaptureView::Forwarder));
+    assert_eq!(Ok(capture.watch.filter), "tcp port 80".parse::<Filter>());
+    assert_eq!(read.trace.unwrap().view, CaptureView::Wire);
+
+    let refused = |text: &str| port(text).unwrap_err();
+    let name = "config.yaml: Node port ens3";
+    assert_eq!(
+        refused("capture: {file: x, filter: port http}"),
+        format!("{name}: capture.filter \"port http\": port http: is not a number from 0 to 65535")
+    );
+    assert_eq!(
+        refused("capture: {file: x, snapLength: 13}"),
+        format!("{name}: capture.snapLength 13 is not in 14-65593")
+    );
+    assert_eq!(refused("capture: {file: ''}"), format!("{name}: capture.file is empty"));
+    assert!(refused("capture: {filter: tcp}").contains("file"));
+    assert!(refused("trace: {view: side}").contains("side"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pollux_dataplane::forward::{Event, Observer};
+use pollux_dataplane::forward::{Event, Observer, ObserverId};
 use pollux_dataplane::packet::{LinkAddr, PortId, Protocol};
 use pollux_dataplane::port::guard::Means;
 use pollux_dataplane::service::Path;
@@ -54,7 +54,7 @@ pub type Passage = Vec<Event>;
 
 /// Passages that a worker's observer heard.
 #[derive(Clone, Default)]
-pub struct Ear(Arc<Mutex<Heard>>);
+pub struct Ear(Arc<Mutex<Heard>>, Option<ObserverId>);
 
 #[derive(Default)]
 struct Heard {
@@ -110,9 +110,9 @@ impl Pollux {
     /// # Errors
     /// When the worker has stopped.
     pub fn listen(&self) -> Result<Ear, Stopped> {
-        let ear = Ear::default();
+        let mut ear = Ear::default();
         let observer = Box::new(ear.clone());
-        self.agent.worker().ask(move |worker| worker.observe(Some(observer)))?;
+        ear.1 = Some(self.agent.worker().ask(move |worker| worker.observe(observer))?);
         Ok(ear)
     }
 
@@ -121,7 +121,9 @@ impl Pollux {
     /// # Errors
     /// When the worker has stopped.
     pub fn hush(&self, ear: &Ear) -> Result<Vec<Passage>, Stopped> {
-        self.agent.worker().ask(|worker| worker.observe(None))?;
+        if let Some(id) = ear.1 {
+            self.agent.worker().ask(move |worker| worker.hush(id))?;
+        }
         Ok(std::mem::take(&mut ear.heard().passages))
     }
 
@@ -149,7 +151,7 @@ impl Pollux {
 
     /// A passage in the words of iptables.
     pub fn steps(&self, passage: &[Event]) -> Vec<Step> {
-        trace::steps_v4(&self.state.compiled, passage)
+        trace::steps(&self.state.compiled, passage)
     }
 
     /// A port's name.

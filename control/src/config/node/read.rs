@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
+use pollux_dataplane::port::MAX_FRAME;
 use serde_json::Value;
 
 use super::values::{
-    address, addresses, cores, faults, interface_name, parse, pattern, prefix, range, sysctl,
+    address, addresses, capture, cores, faults, filter, interface_name, parse, pattern, prefix, range, sysctl,
 };
 use super::wire::{
     Wire, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource, WireTunnel,
@@ -47,6 +48,7 @@ impl NodeConfig {
             ),
             clients: range("", "affinity.clients", wire.affinity.clients, 1..=1 << 28, findings),
             sysctl: sysctl(wire.sysctl, findings),
+            dpdk: dpdk::read(wire.dpdk, findings),
             masquerade_ports: wire.masquerade.ports.unwrap_or_default(),
             ..NodeConfig::default()
         };
@@ -114,12 +116,27 @@ impl NodeConfig {
                     ("linkAddress", link_address.is_some()),
                     ("proxyArp", wire.proxy_arp),
                     ("foreign", wire.foreign.is_some()),
+                    ("capture", wire.capture.is_some()),
+                    ("trace", wire.trace.is_some()),
                     ("a role but uplink", role != Role::Uplink),
                 ];
                 for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
                     findings.error_in(&part, format!("is a tunnel and cannot have {what}"));
                 }
             }
+            let interface = wire.interface.as_ref().unwrap_or(&wire.name);
+            let device = match wire.backend {
+                Backend::Dpdk => {
+                    dpdk::read_device(&part, (&wire.name, interface), wire.device, wire.queues, findings)
+                }
+                _ => {
+                    let pointless = [("device", wire.device.is_some()), ("queues", wire.queues.is_some())];
+                    for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
+                        findings.error_in(&part, format!("has {what}, which only backend dpdk has"));
+                    }
+                    None
+                }
+            };
             if wire.xdp.is_some() && wire.backend != Backend::AfXdp {
                 findings.error_in(&part, "has xdp, and its backend is not af_xdp");
             }
@@ -130,6 +147,8 @@ impl NodeConfig {
                     ("linkAddress", link_address.is_some()),
                     ("addresses", !wire.addresses.is_empty()),
                     ("index", wire.index.is_some()),
+                    ("capture", wire.capture.is_some()),
+                    ("trace", wire.trace.is_some()),
                     ("the role host", role == Role::Host),
                 ];
                 for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
@@ -165,7 +184,14 @@ impl NodeConfig {
                 },
                 index: wire.index,
                 faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
+                capture: wire.capture.map(|wire| capture(&part, wire, findings)),
+                trace: wire.trace.map(|wire| PortWatch {
+                    filter: filter(&part, "trace.filter", wire.filter, findings),
+                    snap_len: MAX_FRAME as u32,
+                    view: wire.view,
+                }),
                 tunnel,
+                device,
                 xdp: xdp::read(&part, wire.xdp.unwrap_or_default(), findings),
                 name: wire.name,
             };

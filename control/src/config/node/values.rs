@@ -7,11 +7,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use globset::Glob;
+use pollux_dataplane::capture::Filter;
 use pollux_dataplane::flow::LONGEST;
+use pollux_dataplane::port::MAX_FRAME;
 use pollux_dataplane::port::fault::{Faults, Probability};
 
-use super::wire::WireFaults;
-use super::{InterfaceAddress, SYSCTLS, SysctlKind};
+use super::wire::{WireCapture, WireFaults};
+use super::{InterfaceAddress, PortCapture, PortWatch, SYSCTLS, SysctlKind};
 use crate::cluster::{IpPrefix, parse_address};
 use crate::config::duration::parse_duration;
 use crate::problem::Findings;
@@ -127,6 +129,31 @@ pub(super) fn pattern(part: &str, name: &str, findings: &mut Findings) {
     if let Some(why) = wrong {
         findings.error_in(part, format!("name {name:?} is no pattern of interface names: {why}"));
     }
+}
+
+/// Least bytes of a frame that are worth to be kept: the Ethernet header.
+const SHORTEST_SNAP: u32 = 14;
+
+pub(super) fn capture(part: &str, wire: WireCapture, findings: &mut Findings) -> PortCapture {
+    if wire.file.is_empty() {
+        findings.error_in(part, "capture.file is empty");
+    }
+    let lengths = SHORTEST_SNAP..=MAX_FRAME as u32;
+    let snap_len = range(part, "capture.snapLength", wire.snap_length, lengths, findings);
+    let watch = PortWatch {
+        filter: filter(part, "capture.filter", wire.filter, findings),
+        snap_len: snap_len.unwrap_or(MAX_FRAME as u32),
+        view: wire.view,
+    };
+    PortCapture { file: wire.file.into(), watch }
+}
+
+pub(super) fn filter(part: &str, field: &str, text: Option<String>, findings: &mut Findings) -> Filter {
+    let text = text.unwrap_or_default();
+    text.parse().unwrap_or_else(|error| {
+        findings.error_in(part, format!("{field} {text:?}: {error}"));
+        Filter::default()
+    })
 }
 
 pub(super) fn interface_name(part: &str, field: &str, name: &str, findings: &mut Findings) {

@@ -149,6 +149,7 @@ fn port(interface: &str, role: Role) -> PortConfig {
         name: interface.to_owned(),
         role,
         backend: Backend::AfPacket,
+        device: None,
         interface: interface.to_owned(),
         link_address: None,
         mtu: None,
@@ -160,6 +161,8 @@ fn port(interface: &str, role: Role) -> PortConfig {
         foreign: Foreign::Drop,
         index: None,
         faults: None,
+        capture: None,
+        trace: None,
         xdp: XdpConfig::default(),
         tunnel: None,
     }
