@@ -79,8 +79,11 @@ pub(super) fn the_service_works_and_the_kernel_does_not_forward(site: &Site) -> 
     let ports: Vec<PortItem> = client.get(Resource::Ports, Filter::default())?;
     assert!(ports.iter().filter(|port| port.backend == "af_xdp").count() == 5, "{ports:?}");
 
-    // Pods' cables come and go, and the program with them.
-    site.slave1().ip(&format!("link set {} down\nlink set {0} up", POD_51_1.port))?;
+    // An interface that goes down loses its routes in the kernel, and nothing else.
+    let Pod { address, port, .. } = POD_51_1;
+    site.slave1().ip(&format!(
+        "link set {port} down\nlink set {port} up\nroute add {address} dev {port} scope link"
+    ))?;
     wait(|| site.connect(POD_51_1.name).ok(), "the port to be back")?.close(SOON)?;
     drop(open);
     running.stop();

@@ -76,7 +76,7 @@ pub enum Frames {
     /// All that come in.
     #[default]
     All,
-    /// Those that are not Pollux's alone: all but what a [guard](crate::port::guard) would keep from the kernel.
+    /// Those that are not Pollux's alone: all but what a [guard] would keep from the kernel.
     LeftToKernel,
 }
 
