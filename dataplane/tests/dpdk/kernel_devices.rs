@@ -25,6 +25,7 @@ pub(crate) fn trials(rights: Rights) -> Vec<Trial> {
         trial!(pt_03_frames_pass_memif_both_ways),
         trial!(pt_03_frames_come_from_a_capture_and_go_into_one),
         trial!(pt_04_a_tap_finishes_checksums_and_takes_no_super_frames),
+        trial!(pt_04_a_partial_checksum_without_a_mark_is_found_out),
         trial!(fw_05_a_frame_over_the_mtu_stays_with_the_caller),
         trial!(pt_01_two_queues_share_what_comes),
         trial!(pt_01_an_interface_with_a_longer_mtu_is_refused),
@@ -185,6 +186,18 @@ fn pt_04_a_tap_finishes_checksums_and_takes_no_super_frames() {
     for segment in expected {
         assert_eq!(far.next(is_tcp).to_vec(), segment);
     }
+}
+
+fn pt_04_a_partial_checksum_without_a_mark_is_found_out() {
+    let chunks = Chunks::new();
+    let _namespace = veth_pair();
+    let mut far = kernel_side("vb", chunks.0);
+    let mut port = opened("net_af_packet_partial,iface=va", chunks.0);
+    let (packet, _) = partial(chunks.0, b"left to a device that is none", None);
+    let (frame, offload) = (packet.to_vec(), packet.offload);
+    send_all(&mut *far, [packet]);
+    let came = port.next(|packet| packet.len() == frame.len() && packet.head()[23] == 6);
+    assert_eq!((came.to_vec(), came.offload), (frame, offload));
 }
 
 fn fw_05_a_frame_over_the_mtu_stays_with_the_caller() {

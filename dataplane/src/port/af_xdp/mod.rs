@@ -14,7 +14,7 @@
 
 mod attached;
 mod device;
-mod partial;
+pub(super) mod partial;
 mod queue;
 mod ring;
 mod socket;

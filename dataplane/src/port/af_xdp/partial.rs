@@ -17,7 +17,7 @@ const SCTP: u8 = 132;
 
 /// The state of the transport checksum of `frame`, or of its first chunk, which holds its headers.
 #[inline]
-pub(super) fn state(frame: &[u8]) -> ChecksumState {
+pub(in crate::port) fn state(frame: &[u8]) -> ChecksumState {
     find(frame).unwrap_or_default()
 }
 

@@ -7,6 +7,7 @@ use arrayvec::ArrayVec;
 use pollux_dpdk_sys::{self as dpdk, mbuf, rte_mbuf};
 
 use crate::packet::{BURST, Burst, ChecksumState, Offload, Packet, PortId};
+use crate::port::af_xdp::partial;
 use crate::port::dpdk::bridge::Bridge;
 use crate::port::dpdk::device::{Device, Receives};
 use crate::port::dpdk::marks::{Marks, Saved};
@@ -24,6 +25,8 @@ pub struct DpdkPort {
     longest_chain: usize,
     /// Bytes of the longest frame that the device sends, super-frames aside.
     longest_frame: usize,
+    /// The driver does not say that a checksum is partial, as one from a neighbour on the same machine may be.
+    unmarked: bool,
     /// Frames that came and found no memory.
     lost: u64,
 }
@@ -42,6 +45,7 @@ impl DpdkPort {
             capabilities: device.capabilities(),
             longest_chain: device.longest_chain(),
             longest_frame: device.longest_frame(),
+            unmarked: device.driver().starts_with("net_af_"),
             device: Arc::clone(device),
             queue,
             port,
@@ -66,7 +70,9 @@ impl DpdkPort {
             } else {
                 self.take_foreign(first)?
             };
-            if flags & dpdk::SHIM_F_RX_L4_CKSUM_MASK == dpdk::SHIM_F_RX_L4_CKSUM_GOOD {
+            if self.unmarked {
+                packet.offload.checksum = partial::state(packet.head());
+            } else if flags & dpdk::SHIM_F_RX_L4_CKSUM_MASK == dpdk::SHIM_F_RX_L4_CKSUM_GOOD {
                 packet.offload.checksum = ChecksumState::Verified;
             }
             Some(packet)
