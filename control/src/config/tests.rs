@@ -244,7 +244,7 @@ fn all_errors_of_a_node_document_are_reported_at_once() {
     assert_eq!(
         lines,
         [
-            ": workers 0 is not in 1-1024",
+            ": workers 0 is not in 1-256",
             ": affinity.clients 0 is not in 1-268435456",
             ": sysctl.nf_conntrack_tcp_timeout is not known",
             ": sysctl.nf_conntrack_udp_timeout -3 is not in 1-1728000",
