@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use pollux_bench::conntrack::{self, Report};
+use pollux_bench::idle;
 use pollux_dataplane::flow::MAX_CONNECTIONS;
 use pollux_dataplane::packet::{V4, V6};
 
@@ -20,8 +21,19 @@ struct Arguments {
 enum Command {
     /// Fills, lists, expires and refills a flow table; every count is verified.
     #[command(after_help = "Examples:\n  pollux-bench conntrack --connections 1000000 --json\n  \
-                            pollux-bench conntrack --connections 100000 --family 6 --quick")]
+                            pollux-bench conntrack --connections 100000 --family 6 --quick\n  \
+                            pollux-bench conntrack --connections 1000000 --workers 2")]
     Conntrack(Conntrack),
+    /// Watches a worker without traffic, and how long the first packet after idling takes. Needs root.
+    #[command(after_help = "Examples:\n  pollux-bench idle\n  pollux-bench idle --quick")]
+    Idle(IdleArguments),
+}
+
+#[derive(clap::Args)]
+struct IdleArguments {
+    /// One round instead of ten.
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(clap::Args)]
@@ -32,6 +44,9 @@ struct Conntrack {
     /// The address family.
     #[arg(long, default_value = "4")]
     family: Family,
+    /// Threads that make connections at once.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: u32,
     /// One line of JSON.
     #[arg(long)]
     json: bool,
@@ -52,8 +67,11 @@ enum Family {
 const LACKING: u8 = 4;
 
 fn main() -> ExitCode {
-    let Command::Conntrack(arguments) = Arguments::parse().command;
-    match conntrack(&arguments) {
+    let done = match Arguments::parse().command {
+        Command::Conntrack(arguments) => conntrack(&arguments),
+        Command::Idle(arguments) => idle(&arguments),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pollux-bench: {error}");
@@ -64,12 +82,20 @@ fn main() -> ExitCode {
 
 fn conntrack(arguments: &Conntrack) -> Result<(), String> {
     let runs = if arguments.quick { 1 } else { 5 };
-    let connections = arguments.connections as usize;
+    let (connections, workers) = (arguments.connections as usize, arguments.workers as usize);
     let report = match arguments.family {
-        Family::V4 => conntrack::measure::<V4>(connections, runs),
-        Family::V6 => conntrack::measure::<V6>(connections, runs),
+        Family::V4 => conntrack::measure::<V4>(connections, workers, runs),
+        Family::V6 => conntrack::measure::<V6>(connections, workers, runs),
     }?;
     print(&report, arguments.json);
+    Ok(())
+}
+
+fn idle(arguments: &IdleArguments) -> Result<(), String> {
+    let rounds = if arguments.quick { 1 } else { 10 };
+    for report in idle::measure(rounds).map_err(|error| error.to_string())? {
+        println!("{}", serde_json::to_value(report).expect("a report is plain data"));
+    }
     Ok(())
 }
 

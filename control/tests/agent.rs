@@ -16,7 +16,7 @@ use pollux_control::agent::Client;
 use pollux_control::agent::protocol::{
     EndpointsItem, Filter, FlowItem, NeighbourItem, PortItem, Resource, RouteItem, ServiceItem,
 };
-use pollux_control::kernel::sandbox::Sandbox;
+use pollux_control::kernel::sandbox::{Privilege, Sandbox};
 use pollux_control::lab::seed::{
     MYAPP, MYAPP_PORT, POD_49_8, POD_51_1, POD_51_2, POD_51_7, POD_51_8, Pod, SLAVE1, SLAVE1_ADDRESS,
 };
@@ -24,6 +24,8 @@ use pollux_control::lab::traffic::{TcpClient, UdpServer, udp_echo};
 use serde_json::{Value, json};
 use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 
+#[path = "agent/af_xdp.rs"]
+mod af_xdp;
 #[path = "agent/capture.rs"]
 mod capture;
 #[path = "agent/connections.rs"]
@@ -37,14 +39,22 @@ mod site;
 
 fn main() -> ExitCode {
     // Before anything starts a thread.
-    let _sandbox = match Sandbox::enter() {
+    let sandbox = match Sandbox::enter() {
         Ok(sandbox) => sandbox,
         Err(error) => {
             eprintln!("the agent's tests need a sandbox: {error}");
             return ExitCode::FAILURE;
         }
     };
+    let root = sandbox.privilege() == Privilege::Root;
+    if !root {
+        println!("not root: the agent on AF_XDP is left out");
+    }
     let trials = vec![
+        trial("pt_03_the_service_by_af_xdp", af_xdp::the_service_works_and_the_kernel_does_not_forward)
+            .with_ignored_flag(!root),
+        trial("pt_05_a_kill_leaves_no_steering_program", af_xdp::a_kill_leaves_nothing_attached)
+            .with_ignored_flag(!root),
         trial("pt_02_pods_and_the_host_reach_the_service", pods_and_the_host_reach_the_service),
         trial("rt_05_kernel_routes_and_neighbours_are_followed", kernel_is_followed),
         trial("rt_05_a_change_reaches_the_worker_within_10_ms", routes::changes_reach_the_worker),

@@ -1,4 +1,4 @@
-//! What the flow tables synchronise with: atomic numbers, fences, the writers' lock. The standard library's, or,
+//! What the flow tables synchronise with: atomic numbers, fences, locks. The standard library's, or,
 //! with the feature `model`, loom's, under which a test runs through the orders that threads and memory may
 //! take (`tests/model/`). One place, so that the code that is model-checked is the code that forwards.
 //!
@@ -7,9 +7,31 @@
 
 #[cfg(not(feature = "model"))]
 mod imp {
-    pub(crate) use std::hint::spin_loop;
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, fence};
     pub(crate) use std::sync::{Mutex, MutexGuard};
+
+    thread_local! {
+        static LANE: usize = {
+            static THREADS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+            THREADS.fetch_add(1, super::Ordering::Relaxed)
+        };
+    }
+
+    /// A number of this thread, counted from the first that asked. Where a thread's own data is gone already,
+    /// that of the first.
+    #[inline]
+    pub(crate) fn lane() -> usize {
+        LANE.try_with(|lane| *lane).unwrap_or(0)
+    }
+
+    /// Lets others go on that hold what this thread waits for: a moment at first, then the rest of its time, as the
+    /// holder may wait for this very core.
+    #[inline]
+    pub(crate) fn relax(waits: &mut u32) {
+        const MOMENTS: u32 = 64;
+        *waits += 1;
+        if *waits % MOMENTS == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+    }
 
     /// A store to a number that others swap at the same time.
     #[inline(always)]
@@ -26,9 +48,19 @@ mod imp {
 
 #[cfg(feature = "model")]
 mod imp {
-    pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+    /// The number of this thread in the execution.
+    pub(crate) fn lane() -> usize {
+        let id = format!("{:?}", loom::thread::current().id());
+        id.bytes().filter(u8::is_ascii_digit).fold(0, |number, digit| number * 10 + usize::from(digit - b'0'))
+    }
+
+    /// Lets others go on that hold what this thread waits for.
+    pub(crate) fn relax(_waits: &mut u32) {
+        loom::hint::spin_loop();
+    }
 
     /// Loom lets a compare-and-swap that happened before a store come after it in the end, which no machine does:
     /// nothing may come between the value that was compared and the one swapped in. A swap is ordered.
@@ -42,7 +74,7 @@ mod imp {
     }
 }
 
-pub(crate) use imp::{AtomicU32, AtomicU64, Mutex, MutexGuard, fence, overwrite32, overwrite64, spin_loop};
+pub(crate) use imp::{AtomicU32, AtomicU64, Mutex, MutexGuard, fence, lane, overwrite32, overwrite64, relax};
 // The same in both: loom takes the standard library's.
+pub(crate) use std::sync::PoisonError;
 pub(crate) use std::sync::atomic::Ordering;
-pub(crate) use std::sync::{PoisonError, TryLockError};

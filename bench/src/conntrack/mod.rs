@@ -8,8 +8,12 @@
 //!   (5 ms) makes it.
 //! - Times are of the thread's own processor time ([`thread_time`]), so that other work on the machine does not
 //!   count. Rates are operations in such a second.
+//! - With several workers each makes its share of the connections in a thread of its own, at the same time; a rate is
+//!   then what they make together in a second in which each has a processor: connections by the threads' mean time,
+//!   time spent on others' locks included. Listing and expiry are one thread's.
 //! - Memory is what the process has more of when the table is full than before it was made.
 
+use std::sync::Barrier;
 use std::time::Duration;
 
 use pollux_dataplane::flow::{FlowKey, FlowTable, NewConnection, NextHopRef, State, Tick, Timeouts};
@@ -34,6 +38,8 @@ pub struct Report {
     pub family: u8,
     /// Connections that were made, and room for no more.
     pub connections: usize,
+    /// Threads that made them at once.
+    pub workers: usize,
     /// Memory for each of them, both directions, everything included.
     pub bytes_per_connection: f64,
     /// New connections in a second of processor time, in a table that was just mapped: the kernel gives its pages on
@@ -106,23 +112,24 @@ impl Numbered for V6 {
     ];
 }
 
-/// Measures `connections` connections of family `A`, `runs` times.
+/// Measures `connections` connections of family `A`, made by `workers` threads, `runs` times.
 ///
 /// # Errors
 /// When the memory is not there, in one line.
 ///
 /// # Panics
 /// When a count is wrong: the table lost a connection or kept one.
-pub fn measure<A: Numbered>(connections: usize, runs: usize) -> Result<Report, String> {
+pub fn measure<A: Numbered>(connections: usize, workers: usize, runs: usize) -> Result<Report, String> {
     let mut all = Vec::new();
     for _ in 0..runs.max(1) {
-        all.push(run::<A>(connections)?);
+        all.push(run::<A>(connections, workers.max(1))?);
     }
     let median = |figure: fn(&Run) -> f64| median(all.iter().map(figure));
     let made = all.iter().map(|run| run.made);
     Ok(Report {
         family: A::VERSION,
         connections,
+        workers: workers.max(1),
         bytes_per_connection: median(|run| run.bytes),
         made_per_second: median(|run| run.made).round(),
         remade_per_second: median(|run| run.remade).round(),
@@ -167,7 +174,7 @@ fn connection<A: Numbered>(number: u32) -> NewConnection<A> {
     }
 }
 
-fn run<A: Numbered>(connections: usize) -> Result<Run, String> {
+fn run<A: Numbered>(connections: usize, workers: usize) -> Result<Run, String> {
     check_memory::<A>(connections)?;
     let mut seen = vec![true; connections];
     let memory = || machine::memory_in_use().map_err(|error| error.to_string());
@@ -179,13 +186,13 @@ fn run<A: Numbered>(connections: usize) -> Result<Run, String> {
     let mut longest = Duration::ZERO;
 
     let begin = Instant::from_secs(1);
-    let made = fill(&table, begin, &mut longest);
+    let made = fill(&table, begin, workers, &mut longest);
     let bytes = (memory()?.saturating_sub(before)) as f64 / connections as f64;
     let listed = list(&table, begin, &mut seen);
     look_up(&table);
     let (expired, lag) = expire(&table, begin, &mut longest);
     let again = begin + Duration::from_secs(60);
-    let remade = fill(&table, again, &mut longest);
+    let remade = fill(&table, again, workers, &mut longest);
     list(&table, again, &mut seen);
     let counters = table.counters();
     let twice = 2 * connections as u64;
@@ -219,13 +226,40 @@ fn check_memory<A: Numbered>(connections: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes all connections; the time that took.
-fn fill<A: Numbered>(table: &FlowTable<A>, now: Instant, longest: &mut Duration) -> Duration {
+/// Makes all connections: the mean of the workers' times. Workers take bursts in turns.
+fn fill<A: Numbered>(table: &FlowTable<A>, now: Instant, workers: usize, longest: &mut Duration) -> Duration {
     assert!(table.is_empty());
+    let times: Vec<(Duration, Duration)> = if workers == 1 {
+        vec![fill_share(table, now, 0, 1)]
+    } else {
+        let starts = Barrier::new(workers);
+        let share = |worker| {
+            starts.wait();
+            fill_share(table, now, worker, workers)
+        };
+        std::thread::scope(|scope| {
+            let share = &share;
+            let threads: Vec<_> = (0..workers).map(|worker| scope.spawn(move || share(worker))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a worker failed")).collect()
+        })
+    };
+    assert_eq!(table.len(), table.capacity());
+    *longest = times.iter().map(|(_, poll)| *poll).fold(*longest, Duration::max);
+    times.iter().map(|(total, _)| *total).sum::<Duration>() / workers as u32
+}
+
+/// Makes the connections of one of several workers: its time, and that of its longest poll.
+fn fill_share<A: Numbered>(
+    table: &FlowTable<A>,
+    now: Instant,
+    worker: usize,
+    workers: usize,
+) -> (Duration, Duration) {
     let now = Tick::from(now);
-    let mut total = Duration::ZERO;
+    let (mut total, mut longest) = (Duration::ZERO, Duration::ZERO);
     let count = table.capacity() as u32;
-    for (poll, first) in (0..count).step_by(BURST).enumerate() {
+    let bursts = (0..count).step_by(BURST).skip(worker).step_by(workers);
+    for (poll, first) in bursts.enumerate() {
         let burst: Vec<NewConnection<A>> =
             (first..count.min(first + BURST as u32)).map(connection::<A>).collect();
         let mut stored = 0;
@@ -239,10 +273,9 @@ fn fill<A: Numbered>(table: &FlowTable<A>, now: Instant, longest: &mut Duration)
         let time = thread_time() - start;
         assert_eq!(stored, burst.len(), "a connection was refused at {first} of {count}");
         total += time;
-        *longest = time.max(*longest);
+        longest = time.max(longest);
     }
-    assert_eq!(table.len(), table.capacity());
-    total
+    (total, longest)
 }
 
 /// Lists all connections; the time that took. Each is there once, with both its tuples.
@@ -307,7 +340,7 @@ mod tests {
 
     #[test]
     fn ct_10_a_table_is_made_listed_expired_and_made_again() {
-        for report in [measure::<V4>(5_000, 1).unwrap(), measure::<V6>(5_000, 1).unwrap()] {
+        for report in [measure::<V4>(5_000, 1, 1).unwrap(), measure::<V6>(5_000, 2, 1).unwrap()] {
             assert_eq!(report.connections, 5_000);
             // Whole pages of 2 MiB count fully in a small table.
             assert!(report.bytes_per_connection > 100.0, "{report:?}");
@@ -317,7 +350,7 @@ mod tests {
 
     #[test]
     fn numbers_that_no_memory_holds_are_refused_before_it_is_asked_for() {
-        let error = measure::<V4>(1 << 30, 1).unwrap_err();
+        let error = measure::<V4>(1 << 30, 1, 1).unwrap_err();
         assert!(error.contains("MiB") && error.contains("ask for fewer"), "{error}");
     }
 }

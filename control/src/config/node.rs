@@ -15,7 +15,7 @@
 //! ports:                            # what frames come in and go out through (PT-01)
 //! - name: ens3
 //!   role: uplink                    # uplink, pod, host
-//!   backend: af_packet              # af_packet, af_xdp, tap, pcap, memory, ipip
+//!   backend: af_packet              # af_packet, af_xdp, dpdk, tap, pcap, memory, ipip
 //!   interface: ens3                 # the interface behind it; the port's name when it is not said
 //!   linkAddress: fa:16:3e:92:11:ca  # the interface's own when it is not said
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
@@ -42,6 +42,11 @@
 //!     ring: 4096                    # frames that wait in each direction, at each queue: a power of two
 //!     steer: unicast                # unicast, all: what is taken from the kernel
 //!     leave: [tcp/22, udp/4789]     # destination ports whose packets the kernel keeps
+//! - name: ens5
+//!   role: uplink
+//!   backend: dpdk                   # needs a pollux that is built with feature dpdk
+//!   device: "0000:05:00.0"          # as DPDK writes it; its AF_PACKET driver on the interface when it is not said
+//!   queues: 2                       # exactly so many; as many as device and workers have when it is not said
 //! - name: cali*                     # every Ethernet interface of such a name (*, ?, [a-f]), while it is there, is a
 //!   role: pod                       # port with these fields; interfaces that other ports name are left out, and of
 //!   backend: af_packet              # several patterns the first that matches counts
@@ -56,6 +61,10 @@
 //!     ttl: 64                       # outer TTL, 64 when it is not said; or inherit: the inner one
 //!     pathMtuDiscovery: true        # outer "don't fragment" always set; false: as inside
 //!     peers: [172.16.2.77]          # from whom packets are taken; the gateways of its routes when it is not said
+//! dpdk:                             # how DPDK is started, for all ports of that backend
+//!   hugepages: true                 # false: in ordinary pages, for virtual devices
+//!   memory: 128                     # MiB of its own; what the pool and the devices need when it is not said
+//!   arguments: [--log-level=debug]  # more of its own arguments (EAL)
 //! interfaces:                       # interfaces that are no ports but hold addresses (NAT-04)
 //! - {name: lo, addresses: [127.0.0.1/8], index: 1}
 //! routes:                           # or: routes: kernel
@@ -74,6 +83,7 @@
 //! An unknown field is an error. Connected subnets and the local routes of addresses need not be listed
 //! (RT-03). `routes` and `neighbours` that are not there mean none.
 
+mod dpdk;
 mod read;
 mod values;
 mod wire;
@@ -91,6 +101,7 @@ use pollux_dataplane::port::fault::Faults;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::IpPrefix;
+pub use dpdk::{DPDK_SLOTS, DpdkConfig, DpdkDevice, DpdkPages};
 pub use xdp::{XdpConfig, XdpSteer};
 
 /// Pollux's own configuration.
@@ -114,6 +125,8 @@ pub struct NodeConfig {
     /// Ports by pattern: their names are patterns, and each interface whose name matches one is a port while it is
     /// there.
     pub patterns: Vec<PortConfig>,
+    /// How DPDK is started, for the ports with that backend.
+    pub dpdk: DpdkConfig,
     /// Interfaces that are no ports.
     pub interfaces: Vec<InterfaceConfig>,
     /// The routes.
@@ -248,6 +261,8 @@ pub struct PortConfig {
     pub tunnel: Option<TunnelConfig>,
     /// With the backend `af_xdp`: how frames are taken.
     pub xdp: XdpConfig,
+    /// With the backend `dpdk`: the device.
+    pub device: Option<DpdkDevice>,
 }
 
 impl PortConfig {
@@ -335,6 +350,8 @@ pub enum Backend {
     AfPacket,
     /// AF_XDP sockets on an interface.
     AfXdp,
+    /// A device of DPDK's.
+    Dpdk,
     /// A TAP device.
     Tap,
     /// Capture files.
@@ -350,7 +367,8 @@ impl Backend {
     pub fn is_on_interface(self) -> bool {
         match self {
             Backend::AfPacket | Backend::AfXdp => true,
-            Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
+            // A device of DPDK's has a name of its own and does not say when its interface goes.
+            Backend::Dpdk | Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
         }
     }
 }
@@ -524,12 +542,15 @@ impl NodeConfig {
         Some(PortConfig { name: interface.to_owned(), interface: interface.to_owned(), ..pattern.clone() })
     }
 
-    /// Buffers that the kernel holds to receive into, through the AF_XDP ports that are named: a ring for each queue,
-    /// of which there is at least one for each packet thread.
+    /// Buffers that devices hold, to receive into or to send from. The AF_XDP ports that are named: a ring for each
+    /// queue, of which there is at least one for each packet thread. DPDK's devices: two for each queue.
     pub fn buffers_to_receive(&self) -> usize {
+        let devices = self.ports.iter().filter_map(|port| port.device.as_ref());
+        let device_queues = devices.map(|device| device.queues.map_or(self.worker_count(), usize::from));
+        let of_devices = device_queues.sum::<usize>() * 2 * usize::from(DPDK_SLOTS);
         let ports = self.ports.iter().filter(|port| port.backend == Backend::AfXdp);
         let queues = |port: &PortConfig| port.xdp.queues.map_or(self.worker_count(), usize::from);
-        ports.map(|port| queues(port) * port.xdp.ring as usize).sum()
+        of_devices + ports.map(|port| queues(port) * port.xdp.ring as usize).sum::<usize>()
     }
 
     /// How many packet threads there are.

@@ -1,6 +1,6 @@
 use super::node::{
-    Backend, CaptureView, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink, PathMtuDiscovery,
-    ProxyArp, ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
+    Backend, CaptureView, DpdkPages, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink,
+    PathMtuDiscovery, ProxyArp, ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
@@ -216,6 +216,47 @@ fn a_node_document_is_read_whole() {
     let rule = &config.masquerade_rules[0];
     assert!(matches!(&rule.source, Some(Match::Is(source)) if source.to_string() == "172.17.0.0/16"));
     assert_eq!(rule.out_port, Some(Match::IsNot("docker0".into())));
+}
+
+#[test]
+fn devices_of_dpdk_are_read_and_refused_elsewhere() {
+    let config = node(
+        "dpdk: {hugepages: false, memory: 96, arguments: [--log-level=debug]}\nports:\n\
+         - {name: ens3, role: uplink, backend: dpdk}\n\
+         - {name: fast, role: uplink, backend: dpdk, device: '0000:03:00.0,arg=1', queues: 4}\n\
+         - {name: tap, role: pod, backend: dpdk, device: 'net_tap0,iface=dtap0'}\n",
+    )
+    .unwrap();
+    assert_eq!((config.dpdk.pages, config.dpdk.memory), (DpdkPages::Ordinary, Some(96)));
+    assert_eq!(config.dpdk.arguments, ["--log-level=debug"]);
+    assert_eq!(config.buffers_to_receive(), 6 * 2 * 1024);
+    let device = |name: &str| config.port(name).unwrap().device.clone().unwrap();
+    assert_eq!(device("ens3").device, "net_af_packet_ens3,iface=ens3");
+    assert_eq!(device("ens3").shared_interface(), Some("ens3"));
+    assert_eq!((device("fast").pci_address(), device("fast").queues), (Some("0000:03:00.0"), Some(4)));
+    assert_eq!((device("tap").pci_address(), device("tap").shared_interface()), (None, None));
+
+    let errors = node(
+        "dpdk: {memory: 1}\nports:\n\
+         - {name: a, role: uplink, backend: af_packet, device: net_tap0, queues: 2}\n\
+         - {name: b, role: uplink, backend: dpdk, device: 'net tap', queues: 0}\n\
+         - {name: c, role: uplink, backend: dpdk, device: 'net_af_xdp0,iface=d'}\n\
+         - {name: 'cali*', role: pod, backend: dpdk}\n",
+    )
+    .unwrap_err();
+    let lines: Vec<_> = errors.lines().map(|line| line.strip_prefix("config.yaml: Node").unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            ": dpdk.memory 1 is not in 32-1048576",
+            " port a: has device, which only backend dpdk has",
+            " port a: has queues, which only backend dpdk has",
+            " port b: queues 0 is not in 1-1024",
+            " port b: device \"net tap\" is not a PCI address (0000:03:00.0) or a virtual device (net_tap0,iface=x)",
+            " port c: device net_af_xdp0 is on d, and interface says c: they must be the same",
+            " port cali*: is a pattern of interfaces, which its backend does not have",
+        ]
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::Duration;
 
 use pollux_control::agent::Client;
 use pollux_control::agent::protocol::{
@@ -11,6 +12,9 @@ use pollux_control::lab::seed::{MYAPP, POD_49_8, POD_51_1, POD_51_2, POD_51_7, P
 use serde_json::{Value, json};
 
 use super::site::{Outcome, SOON, Site, node, wait};
+
+/// What is sent while nobody hears it. It comes later.
+const LATE: &[u8] = b"is anybody there?";
 
 /// slave1's document with another list of ports, and what `change` makes of it.
 fn document(change: impl FnOnce(&mut Value)) -> Result<String, serde_json::Error> {
@@ -133,12 +137,12 @@ pub(super) fn ports_by_pattern_come_and_go(site: &Site) -> Outcome {
     // A pod that is a backend ends in the middle of a connection: what is sent to it is counted, not lost.
     site.unplug(POD_51_7, POD_51_7.port)?;
     wait(|| port(&mut client, POD_51_7.port).is_none().then_some(()), "the backend's port to go")?;
-    assert!(kept.echo(b"nobody hears this", std::time::Duration::from_millis(300)).is_err());
+    assert!(kept.echo(LATE, Duration::from_millis(300)).is_err());
     let stats = assert_balanced(&mut client)?;
     assert!(stats.drops.iter().map(|drop| drop.count).sum::<u64>() > 0, "{:?}", stats.drops);
     site.plug(POD_51_7, POD_51_7.port)?;
     wait(|| port(&mut client, POD_51_7.port), "the backend's port")?;
-    kept.echo(b"TCP sends it again", SOON)?;
+    kept.echo(LATE, SOON)?; // TCP sends it again
     drop(kept);
     running.stop();
     Ok(())
@@ -171,12 +175,12 @@ pub(super) fn an_interface_goes_and_comes_back(site: &Site) -> Outcome {
         table.lines().any(|line| line.contains(POD_51_8.port) && line.contains("no such interface")),
         "{table}"
     );
-    assert!(kept.echo(b"nobody hears this", std::time::Duration::from_millis(300)).is_err());
+    assert!(kept.echo(LATE, Duration::from_millis(300)).is_err());
     // The other ports go on: from a pod to the node's own address, through the host port.
     site.plug(POD_51_8, POD_51_8.port)?;
     let is_up = |client: &mut Client| port(client, POD_51_8.port).filter(|port| port.state == PortState::Up);
     wait(|| is_up(&mut client), "the port to be back")?;
-    kept.echo(b"TCP sends it again", SOON)?;
+    kept.echo(LATE, SOON)?; // TCP sends it again
     site.connect(POD_51_1.name)?.close(SOON)?;
     let after = port(&mut client, POD_51_8.port).ok_or("no port")?;
     assert!(after.counters.transmitted > absent.counters.transmitted, "{absent:?} {after:?}");

@@ -184,14 +184,14 @@ impl<A: Family> Entries<A> {
         }
     }
 
-    /// The version that [`write`](Self::write) will give a free entry. The caller holds the table's lock.
+    /// The version that [`write`](Self::write) will give a free entry. The caller owns its slot.
     pub(super) fn next_version(&self, index: u32) -> u32 {
         let version = ((self.view(index)[VERSION].load(Relaxed) >> 32) as u32).wrapping_add(1);
         debug_assert!(version & 1 == 1, "the entry was free");
         version
     }
 
-    /// Fills a free entry and makes it live: its new version. The caller holds the table's lock.
+    /// Fills a free entry and makes it live: its new version. The caller owns its slot.
     pub(super) fn write(&self, index: u32, content: &Content<A>, last_use: u64, seen: u64) -> u32 {
         let view = self.view(index);
         let version = self.next_version(index);
@@ -216,7 +216,7 @@ impl<A: Family> Entries<A> {
         version
     }
 
-    /// Ends an entry's life. The caller holds the table's lock and has taken it out of the index.
+    /// Ends an entry's life. The caller holds the locks of its connection's buckets and has taken it out of the index.
     pub(super) fn give_up(&self, index: u32) {
         let view = self.view(index);
         let version = ((view[VERSION].load(Relaxed) >> 32) as u32).wrapping_add(1);
@@ -226,7 +226,7 @@ impl<A: Family> Entries<A> {
         fence(Release);
     }
 
-    /// Replaces the next hop, if the entry's life is still `version`. The caller holds the table's lock.
+    /// Replaces the next hop, if the entry's life is still `version`. The caller holds the lock of its home bucket.
     pub(super) fn set_next_hop(&self, index: u32, version: u32, next_hop: NextHopRef) {
         if self.version(index) == version {
             self.view(index)[Self::NEXT_HOP].store(next_hop.word(), Relaxed);

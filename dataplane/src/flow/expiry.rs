@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
-use super::events::EventKind;
+use arrayvec::ArrayVec;
+
+use super::events::{EventKind, FlowEvent};
+use super::free::{Count, End};
 use super::hash::Hash;
+use super::index::{Locked, Reach};
 use super::state::Status;
-use super::table::{End, FlowTable, Writer};
-use super::types::{EntryRef, Tick};
+use super::table::FlowTable;
+use super::types::{EntryRef, FlowInfo, Tick};
 use crate::packet::family::Family;
-use crate::sync::Ordering::{Relaxed, Release};
-use crate::sync::{TryLockError, overwrite32, overwrite64};
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::sync::{AtomicU32, overwrite32, overwrite64};
 
 /// Every deadline is looked at so often when [`FlowTable::expire`] gets the budget it asks for.
 const EXPIRY_ROUND: Duration = Duration::from_millis(500);
@@ -26,8 +30,14 @@ const EVICTION_SEARCH: u32 = 64;
 /// Expired connections whose buckets are fetched at once.
 const EXPIRY_BATCH: usize = 16;
 
-/// No slot.
-const NONE: u32 = u32::MAX;
+/// A connection that only this thread can end: the locks of both its buckets are held.
+struct Held<'a, A: Family> {
+    locked: Locked<'a>,
+    connection: u32,
+    hashes: [Hash; 2],
+    /// The connection, when somebody wants to hear of its end.
+    told: Option<FlowInfo<A>>,
+}
 
 impl<A: Family> FlowTable<A> {
     /// The budget for [`expire`](Self::expire) when it is called once per `interval`, so that every deadline
@@ -46,150 +56,173 @@ impl<A: Family> FlowTable<A> {
     }
 
     /// Looks at the next `budget` connections, round and round, and removes those whose time is over: how
-    /// many. Work is bounded by the budget; when another worker is writing, nothing is done.
+    /// many. Work is bounded by the budget. Workers that do it at once look at different ones.
     #[allow(clippy::must_use_candidate, reason = "the worker does not need the number")]
     pub fn expire(&self, now: Tick, budget: usize) -> usize {
-        let mut writer = match self.writer.try_lock() {
-            Ok(writer) => writer,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return 0,
-        };
-        let used = self.used.load(Relaxed);
-        let mut left = budget.min(used as usize);
+        let used = self.free.used();
+        let budget = budget.min(used as usize) as u32;
+        let start = advance(&self.expiry_cursor, budget, used);
+        let end = (start + budget).min(used);
+        let expired = self.expire_slots(now, start, end);
+        expired + self.expire_slots(now, 0, budget - (end - start))
+    }
+
+    fn expire_slots(&self, now: Tick, start: u32, end: u32) -> usize {
         let mut expired = 0;
-        while left > 0 {
-            if writer.expiry_cursor >= used {
-                writer.expiry_cursor = 0;
-            }
-            let mut batch = [0; EXPIRY_BATCH];
-            let mut found = 0;
-            let start = writer.expiry_cursor as usize;
-            let end = (start + left).min(used as usize);
-            let mut next = start;
-            while next < end && found < EXPIRY_BATCH {
-                let deadline = self.deadlines[next].load(Relaxed);
-                if deadline != 0 && now.until(deadline) <= 0 {
-                    batch[found] = next as u32;
-                    found += 1;
+        let mut next = start;
+        while next < end {
+            let mut batch: ArrayVec<(EntryRef, [Hash; 2]), EXPIRY_BATCH> = ArrayVec::new();
+            while next < end && !batch.is_full() {
+                if self.is_past(next, now)
+                    && let Some(found) = self.identify(next)
+                {
+                    batch.push(found);
+                    found.1.iter().for_each(|hash| self.index.prefetch(*hash));
                 }
                 next += 1;
             }
-            left -= next - start;
-            writer.expiry_cursor = next as u32;
-            let mut over = 0;
-            for place in 0..found {
-                if self.is_due(batch[place], now) {
-                    batch[over] = batch[place];
-                    over += 1;
+            for (entry, hashes) in batch {
+                if let Some(held) = self.hold_under(entry, hashes)
+                    && self.is_due(entry.connection(), now)
+                {
+                    expired += 1;
+                    self.finish(held, End::Expired);
                 }
             }
-            expired += over;
-            self.end_all(&mut writer, &batch[..over]);
         }
         expired
     }
 
-    /// A free slot, by eviction if need be.
-    pub(super) fn allocate(&self, writer: &mut Writer, now: Tick) -> Option<u32> {
-        if writer.free == 0 {
-            let used = self.used.load(Relaxed);
-            if used < self.capacity {
-                self.used.store(used + 1, Release);
-                return Some(used);
+    /// Ends a connection to have its slot (CT-09), in a bounded search: the first one without a reply, else one
+    /// that is not assured, never an assured one.
+    pub(super) fn evict(&self, now: Tick) -> Option<u32> {
+        let mut unassured = None;
+        for _ in 0..EVICTION_SEARCH.min(self.capacity) {
+            let connection = advance(&self.eviction_cursor, 1, self.capacity);
+            let word = self.states[connection as usize].load(Acquire);
+            let version = (word >> 32) as u32;
+            if version & 1 == 0 {
+                continue; // another worker's at this moment
             }
-            let (victim, end) = self.victim(writer, now)?;
-            self.end_locked(writer, victim, end);
+            if self.is_past(connection, now)
+                && let Some(held) = self.hold(EntryRef { index: connection * 2, version })
+                && self.is_due(connection, now)
+            {
+                return Some(self.unlink(held, End::Expired));
+            }
+            let status = Status(word as u32);
+            if !status.assured() {
+                if status.seen_reply() {
+                    unassured = Some((connection, word));
+                } else if let Some(slot) = self.evict_one(connection, word) {
+                    return Some(slot);
+                }
+            }
         }
-        let connection = writer.free - 1;
-        writer.free = self.entries.link(connection * 2).load(Relaxed) as u32;
-        Some(connection)
+        unassured.and_then(|(connection, word)| self.evict_one(connection, word))
     }
 
-    /// The connection to evict from a full table, in a bounded search: the first one without a reply, else
-    /// one that is not assured, never an assured one (CT-09).
-    fn victim(&self, writer: &mut Writer, now: Tick) -> Option<(u32, End)> {
-        let mut unassured = NONE;
-        for _ in 0..EVICTION_SEARCH.min(self.capacity) {
-            let connection = writer.eviction_cursor;
-            writer.eviction_cursor = (connection + 1) % self.capacity;
-            if self.is_due(connection, now) {
-                return Some((connection, End::Expired));
-            }
-            let status = Status(self.states[connection as usize].load(Relaxed) as u32);
-            if !status.assured() {
-                if !status.seen_reply() {
-                    return Some((connection, End::Evicted));
-                }
-                unassured = connection;
-            }
-        }
-        (unassured != NONE).then_some((unassured, End::Evicted))
+    /// Ends a connection whose state is still `word`: its slot. A packet that would make it assured is either earlier,
+    /// and then it stays, or finds it gone.
+    fn evict_one(&self, connection: u32, word: u64) -> Option<u32> {
+        let held = self.hold(EntryRef { index: connection * 2, version: (word >> 32) as u32 })?;
+        self.states[connection as usize].compare_exchange(word, 0, AcqRel, Relaxed).ok()?;
+        Some(self.unlink(held, End::Evicted))
     }
 
     pub(super) fn end(&self, entry: EntryRef, end: End) -> bool {
-        let mut writer = self.lock();
-        if self.entries.version(entry.index) != entry.version {
-            return false;
-        }
-        self.end_locked(&mut writer, entry.connection(), end);
-        true
+        let held = self.hold(entry);
+        held.map(|held| self.finish(held, end)).is_some()
     }
 
     /// Ends a connection whose deadline has come, unless it lives on after all. Says whether it is gone.
     pub(super) fn end_if_over(&self, entry: EntryRef, now: Tick) -> bool {
-        let mut writer = self.lock();
-        if self.entries.version(entry.index) != entry.version {
-            return true;
+        let Some(held) = self.hold(entry) else { return true };
+        let due = self.is_due(entry.connection(), now);
+        if due {
+            self.finish(held, End::Expired);
         }
-        if !self.is_due(entry.connection(), now) {
-            return false;
-        }
-        self.end_locked(&mut writer, entry.connection(), End::Expired);
-        true
+        due
     }
 
-    /// Ends expired connections; their buckets are asked for before the first one is needed.
-    fn end_all(&self, writer: &mut Writer, connections: &[u32]) {
-        for connection in connections {
-            for (hash, _) in self.indexed(*connection).into_iter().flatten() {
-                self.index.prefetch(hash);
+    /// Whether the deadline of a slot's connection has come, as far as can be told without its locks.
+    pub(super) fn is_past(&self, connection: u32, now: Tick) -> bool {
+        let deadline = self.deadlines[connection as usize].load(Relaxed);
+        deadline != 0 && now.until(deadline) <= 0
+    }
+
+    /// The connection that is in a slot, and its hashes.
+    fn identify(&self, connection: u32) -> Option<(EntryRef, [Hash; 2])> {
+        let (original, there) = self.entries.read_any(connection * 2)?;
+        let (reply, back) = self.entries.read_any(connection * 2 + 1)?;
+        let whole = there.entry.version == back.entry.version;
+        whole.then(|| (there.entry, [self.hash(&original), self.hash(&reply)]))
+    }
+
+    /// Takes a connection's locks, if it lives.
+    fn hold(&self, entry: EntryRef) -> Option<Held<'_, A>> {
+        let (found, hashes) = self.identify(entry.connection())?;
+        if found.version == entry.version { self.hold_under(found, hashes) } else { None }
+    }
+
+    /// As [`hold`](Self::hold), for the hashes of a connection that may have gone meanwhile.
+    fn hold_under(&self, entry: EntryRef, hashes: [Hash; 2]) -> Option<Held<'_, A>> {
+        let connection = entry.connection();
+        let indexed = [(hashes[0], connection * 2), (hashes[1], connection * 2 + 1)];
+        let at_home = indexed.iter().all(|(hash, entry)| self.index.is_at_home(*hash, *entry));
+        let mut reach = if at_home { Reach::Home } else { Reach::Both };
+        let locked = loop {
+            let locked = self.index.lock(hashes, reach);
+            if self.entries.version(connection * 2) != entry.version {
+                return None;
             }
-        }
-        for connection in connections {
-            self.end_locked(writer, *connection, End::Expired);
-        }
+            if indexed.iter().all(|(hash, entry)| locked.reaches(*hash, *entry)) {
+                break locked;
+            }
+            reach = Reach::Both; // it has moved
+        };
+        let told = self.listeners.any().then(|| {
+            let deadline = self.deadlines[connection as usize].load(Relaxed);
+            self.info(connection, Tick(deadline))
+        });
+        Some(Held { locked, connection, hashes, told: told.flatten() })
     }
 
-    pub(super) fn end_locked(&self, writer: &mut Writer, connection: u32, end: End) {
-        self.tell(EventKind::Destroy, connection, Tick(self.deadlines[connection as usize].load(Relaxed)));
-        for (hash, entry) in self.indexed(connection).into_iter().flatten() {
-            self.index.remove(hash, entry);
-        }
-        self.give_up(writer, connection);
-        self.live.fetch_sub(1, Relaxed);
-        let counters = &mut writer.counters;
-        match end {
-            End::Expired => counters.expired += 1,
-            End::Evicted => counters.evicted += 1,
-            End::Removed => counters.removed += 1,
-        }
+    /// Ends a connection and gives up its slot.
+    fn finish(&self, held: Held<'_, A>, end: End) {
+        let slot = self.unlink(held, end);
+        self.free.give(slot, self);
     }
 
-    /// The live entries of a connection with their hashes, original first.
-    fn indexed(&self, connection: u32) -> [Option<(Hash, u32)>; 2] {
-        [connection * 2, connection * 2 + 1].map(|entry| {
-            let (key, _) = self.entries.read_any(entry)?;
-            Some((self.hash(&key), entry))
-        })
-    }
-
-    /// Returns a slot that is in no index to the free ones.
-    pub(super) fn give_up(&self, writer: &mut Writer, connection: u32) {
+    /// Ends a connection: its slot, which belongs to the caller from now on.
+    fn unlink(&self, held: Held<'_, A>, end: End) -> u32 {
+        let Held { locked, connection, hashes, told } = held;
+        if let Some(flow) = told {
+            self.listeners.tell(&FlowEvent { kind: EventKind::Destroy, flow });
+        }
+        locked.remove(hashes[0], connection * 2);
+        locked.remove(hashes[1], connection * 2 + 1);
         self.entries.give_up(connection * 2);
         self.entries.give_up(connection * 2 + 1);
         overwrite64(&self.states[connection as usize], 0, Relaxed);
         overwrite32(&self.deadlines[connection as usize], 0, Release);
-        self.entries.link(connection * 2).store(u64::from(writer.free), Relaxed);
-        writer.free = connection + 1;
+        drop(locked);
+        self.free.count(Count::Ended(end));
+        connection
+    }
+}
+
+/// Moves a cursor through the slots below `size` on by `step`, which is no more, round and round: where it was.
+fn advance(cursor: &AtomicU32, step: u32, size: u32) -> u32 {
+    let mut old = cursor.load(Relaxed);
+    loop {
+        let from = if old < size { old } else { 0 };
+        // No overflow: a table has at most 2^30 slots.
+        let next = from + step;
+        let to = if next < size { next } else { next - size };
+        match cursor.compare_exchange_weak(old, to, Relaxed, Relaxed) {
+            Ok(_) => return from,
+            Err(other) => old = other,
+        }
     }
 }

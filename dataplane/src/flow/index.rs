@@ -4,7 +4,7 @@
 //! words 0-1   eight signatures of 16 bits; 0 is an empty place
 //! words 2-5   eight references to entries, 32 bits each; the top bit says "a guest": its home is elsewhere
 //! word  6     how many entries at home here are guests elsewhere
-//! word  7     free
+//! word  7     the bucket's lock: 1 while somebody changes the bucket
 //! ```
 //!
 //! A key is at home in one bucket. When that is full it is a guest in its other bucket, which home bucket and
@@ -13,15 +13,22 @@
 //! home to guest only, and are in the new place before they leave the old one, so a reader, who looks at home
 //! first, always meets one of the two. Removal frees the place; there are no tombstones.
 //!
-//! A signature that matches is a hint: the reader compares the entry's key under the entry's version. Writers
-//! exclude each other (the table's lock); every store is a release and every load an acquire.
+//! A signature that matches is a hint: the reader compares the entry's key under the entry's version. Every store
+//! is a release and every load an acquire.
+//!
+//! **Writers** change a bucket under its lock ([`Locked`]). Who holds the lock of a key's home bucket decides alone
+//! whether the key is there, and where: it comes, moves and goes under that lock only. A writer of two keys takes
+//! the locks of both homes; where a home is full or its entry a guest, of both other buckets too. They are taken in
+//! ascending order, so nobody waits for whom he keeps waiting; for a move a third bucket is only tried.
 
 use std::io;
 
+use arrayvec::ArrayVec;
+
 use super::hash::Hash;
 use crate::memory::{Array, prefetch};
-use crate::sync::AtomicU64;
-use crate::sync::Ordering::{Acquire, Release};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicU64, overwrite64, relax};
 
 /// Places of a bucket.
 const PLACES: usize = 8;
@@ -29,6 +36,8 @@ const PLACES: usize = 8;
 const WORDS: usize = 8;
 /// The word that counts the guests elsewhere.
 const AWAY: usize = 6;
+/// The lock.
+const LOCK: usize = 7;
 /// In a reference: stored in its other bucket.
 const GUEST: u32 = 1 << 31;
 
@@ -40,9 +49,41 @@ pub(super) struct Index {
     mask: u32,
 }
 
-/// Both buckets of a key, and everything that could be moved out of them, are full.
-#[derive(Debug)]
-pub(super) struct BucketsFull;
+/// Why there is no place for two keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NoPlace {
+    /// The locks of [`Reach::Both`] are needed.
+    Further,
+    /// Somebody is changing a bucket to which an entry could be moved: try again.
+    Busy,
+    /// Both buckets of a key, and everything that could be moved out of them, are full.
+    Full,
+}
+
+/// Which buckets of its keys a writer locks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reach {
+    /// The home buckets.
+    Home,
+    /// And the other ones.
+    Both,
+}
+
+/// Where a key is to be put.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Place {
+    bucket: u32,
+    place: usize,
+    guest: bool,
+}
+
+/// The locks of some buckets, until it is dropped.
+pub(super) struct Locked<'a> {
+    index: &'a Index,
+    /// In ascending order, each once.
+    buckets: ArrayVec<u32, 4>,
+    reach: Reach,
+}
 
 type Bucket = [AtomicU64; WORDS];
 
@@ -91,62 +132,69 @@ impl Index {
         scan(self.bucket(self.other(home, signature)), signature, &mut visit)
     }
 
-    /// Adds `reference` under `hash`. The caller has made the entry ready and holds the table's lock.
-    pub(super) fn insert(&self, hash: Hash, reference: u32) -> Result<(), BucketsFull> {
-        let home = self.home(hash);
-        let signature = signature(hash);
-        if let Some(place) = free_place(self.bucket(home)) {
-            put(self.bucket(home), place, signature, reference);
-            return Ok(());
-        }
-        let other = self.other(home, signature);
-        if let Some(place) = free_place(self.bucket(other)) {
-            self.count_away(home, 1);
-            put(self.bucket(other), place, signature, reference | GUEST);
-            return Ok(());
-        }
-        if let Some(place) = self.make_room(home) {
-            put(self.bucket(home), place, signature, reference);
-            return Ok(());
-        }
-        let place = self.make_room(other).ok_or(BucketsFull)?;
-        self.count_away(home, 1);
-        put(self.bucket(other), place, signature, reference | GUEST);
-        Ok(())
-    }
-
-    /// Takes `reference`, which was added under `hash`, out. The caller holds the table's lock.
-    pub(super) fn remove(&self, hash: Hash, reference: u32) {
-        let home = self.home(hash);
-        let signature = signature(hash);
-        if let Some(place) = place_of(self.bucket(home), signature, reference) {
-            clear(self.bucket(home), place);
-            return;
-        }
-        let other = self.bucket(self.other(home, signature));
-        let place = place_of(other, signature, reference | GUEST).expect("the entry is indexed");
-        clear(other, place);
-        self.count_away(home, -1);
-    }
-
-    /// Moves an entry that is at home in `bucket` to its other bucket; the place that became free.
-    fn make_room(&self, bucket: u32) -> Option<usize> {
-        let from = self.bucket(bucket);
-        for place in 0..PLACES {
-            let reference = reference(from, place);
-            if reference & GUEST != 0 {
-                continue;
-            }
-            let signature = signature_at(from, place);
-            let to = self.bucket(self.other(bucket, signature));
-            if let Some(free) = free_place(to) {
-                self.count_away(bucket, 1);
-                put(to, free, signature, reference | GUEST);
-                clear(from, place);
-                return Some(place);
+    /// Locks the buckets of two keys, which may be the same.
+    pub(super) fn lock(&self, hashes: [Hash; 2], reach: Reach) -> Locked<'_> {
+        let mut locked = Locked { index: self, buckets: ArrayVec::new(), reach };
+        for hash in hashes {
+            let home = self.home(hash);
+            locked.note(home);
+            if reach == Reach::Both {
+                locked.note(self.other(home, signature(hash)));
             }
         }
-        None
+        for bucket in &locked.buckets {
+            let mut waits = 0;
+            while !self.try_lock_bucket(*bucket) {
+                relax(&mut waits);
+            }
+        }
+        locked
+    }
+
+    /// Locks the home bucket of a key, if nobody else has it.
+    pub(super) fn try_lock(&self, hash: Hash) -> Option<Locked<'_>> {
+        let home = self.home(hash);
+        self.try_lock_bucket(home).then(|| {
+            let mut locked = Locked { index: self, buckets: ArrayVec::new(), reach: Reach::Home };
+            locked.note(home);
+            locked
+        })
+    }
+
+    /// Whether there is no place in a key's home bucket now.
+    pub(super) fn is_home_full(&self, hash: Hash) -> bool {
+        free_place(self.bucket(self.home(hash)), None).is_none()
+    }
+
+    /// Whether `reference`, added under `hash`, is at home now.
+    pub(super) fn is_at_home(&self, hash: Hash, reference: u32) -> bool {
+        place_of(self.bucket(self.home(hash)), signature(hash), reference).is_some()
+    }
+
+    /// For tests, when nobody writes: no bucket is locked, and each counts its guests elsewhere.
+    #[cfg(test)]
+    pub(super) fn assert_whole(&self) {
+        let mut guests = vec![0; self.mask as usize + 1];
+        for bucket in 0..=self.mask {
+            let words = self.bucket(bucket);
+            assert_eq!(words[LOCK].load(Relaxed), 0, "bucket {bucket} is locked");
+            for place in 0..PLACES {
+                let signature = signature_at(words, place);
+                if signature != 0 && reference(words, place) & GUEST != 0 {
+                    guests[self.other(bucket, signature) as usize] += 1;
+                }
+            }
+        }
+        let away = (0..=self.mask).map(|bucket| self.bucket(bucket)[AWAY].load(Relaxed));
+        assert!(away.eq(guests), "a bucket has lost count of its guests");
+    }
+
+    fn try_lock_bucket(&self, bucket: u32) -> bool {
+        self.bucket(bucket)[LOCK].compare_exchange(0, 1, Acquire, Relaxed).is_ok()
+    }
+
+    fn unlock_bucket(&self, bucket: u32) {
+        overwrite64(&self.bucket(bucket)[LOCK], 0, Release);
     }
 
     fn count_away(&self, bucket: u32, change: i64) {
@@ -159,12 +207,6 @@ impl Index {
     pub(super) fn places(&self, hash: Hash) -> ([u32; 2], u16) {
         let (home, signature) = (self.home(hash), signature(hash));
         ([home, self.other(home, signature)], signature)
-    }
-
-    /// Whether `reference`, added under `hash`, is at home.
-    #[cfg(feature = "model")]
-    pub(super) fn is_at_home(&self, hash: Hash, reference: u32) -> bool {
-        place_of(self.bucket(self.home(hash)), signature(hash), reference).is_some()
     }
 
     #[inline]
@@ -184,6 +226,127 @@ impl Index {
         let start = bucket as usize * WORDS;
         self.words[start..start + WORDS].first_chunk().expect("the range is as long as a bucket")
     }
+}
+
+impl Locked<'_> {
+    /// Puts a bucket into the list of those to lock.
+    #[inline]
+    fn note(&mut self, bucket: u32) {
+        let at = self.buckets.iter().take_while(|other| **other < bucket).count();
+        if self.buckets.get(at) != Some(&bucket) {
+            self.buckets.insert(at, bucket);
+        }
+    }
+
+    /// Places for two keys that are not in the index, to be [`put`](Self::put) under these locks. Another key may
+    /// move for it.
+    pub(super) fn places(&self, hashes: [Hash; 2]) -> Result<[Place; 2], NoPlace> {
+        let first = self.place(hashes[0], None)?;
+        let second = self.place(hashes[1], Some(first))?;
+        Ok([first, second])
+    }
+
+    /// Adds `reference`, whose entry is ready, under `hash`.
+    pub(super) fn put(&self, place: Place, hash: Hash, reference: u32) {
+        let guest = if place.guest { GUEST } else { 0 };
+        if place.guest {
+            self.index.count_away(self.index.home(hash), 1);
+        }
+        put(self.index.bucket(place.bucket), place.place, signature(hash), reference | guest);
+    }
+
+    /// Whether these locks are enough to take `reference`, which was added under `hash`, out.
+    pub(super) fn reaches(&self, hash: Hash, reference: u32) -> bool {
+        self.reach == Reach::Both || self.index.is_at_home(hash, reference)
+    }
+
+    /// Takes out `reference`, which was added under `hash` and is within [`reach`](Self::reaches).
+    pub(super) fn remove(&self, hash: Hash, reference: u32) {
+        let index = self.index;
+        let home = index.home(hash);
+        let signature = signature(hash);
+        if let Some(place) = place_of(index.bucket(home), signature, reference) {
+            clear(index.bucket(home), place);
+            return;
+        }
+        let other = index.bucket(index.other(home, signature));
+        let place = place_of(other, signature, reference | GUEST).expect("the entry is indexed");
+        clear(other, place);
+        index.count_away(home, -1);
+    }
+
+    /// A place for a key, other than `taken`.
+    fn place(&self, hash: Hash, taken: Option<Place>) -> Result<Place, NoPlace> {
+        let home = self.index.home(hash);
+        let free = |bucket| free_place(self.index.bucket(bucket), in_bucket(taken, bucket));
+        if let Some(place) = free(home) {
+            return Ok(Place { bucket: home, place, guest: false });
+        }
+        if self.reach == Reach::Home {
+            return Err(NoPlace::Further);
+        }
+        let other = self.index.other(home, signature(hash));
+        if let Some(place) = free(other) {
+            return Ok(Place { bucket: other, place, guest: true });
+        }
+        let mut why = NoPlace::Full;
+        for (bucket, guest) in [(home, false), (other, true)] {
+            match self.make_room(bucket, taken) {
+                Ok(place) => return Ok(Place { bucket, place, guest }),
+                Err(NoPlace::Busy) => why = NoPlace::Busy,
+                Err(_) => {}
+            }
+        }
+        Err(why)
+    }
+
+    /// Moves an entry that is at home in `bucket` to its other bucket; the place that became free.
+    fn make_room(&self, bucket: u32, taken: Option<Place>) -> Result<usize, NoPlace> {
+        let index = self.index;
+        let from = index.bucket(bucket);
+        let mut why = NoPlace::Full;
+        for place in 0..PLACES {
+            let reference = reference(from, place);
+            let signature = signature_at(from, place);
+            // A taken place is still empty.
+            if reference & GUEST != 0 || signature == 0 {
+                continue;
+            }
+            let other = index.other(bucket, signature);
+            let mine = self.buckets.contains(&other);
+            if !mine && !index.try_lock_bucket(other) {
+                why = NoPlace::Busy;
+                continue;
+            }
+            let to = index.bucket(other);
+            let free = free_place(to, in_bucket(taken, other));
+            if let Some(free) = free {
+                index.count_away(bucket, 1);
+                put(to, free, signature, reference | GUEST);
+                clear(from, place);
+            }
+            if !mine {
+                index.unlock_bucket(other);
+            }
+            if free.is_some() {
+                return Ok(place);
+            }
+        }
+        Err(why)
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        for bucket in &self.buckets {
+            self.index.unlock_bucket(*bucket);
+        }
+    }
+}
+
+/// The place that is taken in a bucket, if it is in this one.
+fn in_bucket(taken: Option<Place>, bucket: u32) -> Option<usize> {
+    taken.filter(|taken| taken.bucket == bucket).map(|taken| taken.place)
 }
 
 /// The signature of a hash: bits that do not choose the bucket, and not 0.
@@ -225,15 +388,27 @@ fn reference(bucket: &Bucket, place: usize) -> u32 {
     (bucket[2 + place / 2].load(Acquire) >> (place % 2 * 32)) as u32
 }
 
-fn free_place(bucket: &Bucket) -> Option<usize> {
-    (0..PLACES).find(|place| signature_at(bucket, *place) == 0)
+/// An empty place, other than `taken`.
+#[inline]
+fn free_place(bucket: &Bucket, taken: Option<usize>) -> Option<usize> {
+    (0..2).find_map(|word| {
+        let mut empty = equal_lanes(bucket[word].load(Acquire), 0);
+        while empty != 0 {
+            let place = word * 4 + empty.trailing_zeros() as usize / 16;
+            if Some(place) != taken {
+                return Some(place);
+            }
+            empty &= empty - 1;
+        }
+        None
+    })
 }
 
 fn place_of(bucket: &Bucket, signature: u16, wanted: u32) -> Option<usize> {
     (0..PLACES).find(|place| signature_at(bucket, *place) == signature && reference(bucket, *place) == wanted)
 }
 
-/// Fills a free place: the reference first, so that the signature never leads to an older one.
+/// Fills a free place of a locked bucket: the reference first, so that the signature never leads to an older one.
 fn put(bucket: &Bucket, place: usize, signature: u16, reference: u32) {
     let shift = place % 2 * 32;
     let word = &bucket[2 + place / 2];
@@ -261,6 +436,33 @@ mod tests {
         crate::flow::hash::Hasher::portable([1, 2]).hash2([number, 0])
     }
 
+    impl Index {
+        /// Adds two references, as a writer does.
+        fn insert(&self, keys: [(Hash, u32); 2]) -> Result<(), NoPlace> {
+            let hashes = keys.map(|(hash, _)| hash);
+            let mut reach = Reach::Home;
+            loop {
+                let locked = self.lock(hashes, reach);
+                match locked.places(hashes) {
+                    Ok(places) => {
+                        for ((hash, reference), place) in keys.into_iter().zip(places) {
+                            locked.put(place, hash, reference);
+                        }
+                        return Ok(());
+                    }
+                    Err(NoPlace::Further) if reach == Reach::Home => reach = Reach::Both,
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+
+        fn remove(&self, hash: Hash, reference: u32) {
+            let locked = self.lock([hash; 2], Reach::Both);
+            assert!(locked.reaches(hash, reference));
+            locked.remove(hash, reference);
+        }
+    }
+
     fn contains(index: &Index, hash: Hash, reference: u32) -> bool {
         index.find(hash, |found| (found == reference).then_some(())).is_some()
     }
@@ -276,8 +478,8 @@ mod tests {
         const COUNT: u32 = 12_288; // three quarters of 2,048 buckets
         let index = Index::new(COUNT as usize).unwrap();
         assert_eq!(index.bytes(), 2_048 * 64);
-        for reference in 0..COUNT {
-            index.insert(hash(u64::from(reference)), reference).unwrap();
+        for reference in (0..COUNT).step_by(2) {
+            index.insert([reference, reference + 1].map(|each| (hash(u64::from(each)), each))).unwrap();
         }
         assert!((0..COUNT).all(|reference| contains(&index, hash(u64::from(reference)), reference)));
         assert!((0..2_048).any(|bucket| index.bucket(bucket)[AWAY].load(Acquire) != 0));
@@ -286,6 +488,7 @@ mod tests {
             assert!(!contains(&index, hash(u64::from(reference)), reference));
         }
         assert!((0..2_048).all(|bucket| index.bucket(bucket)[AWAY].load(Acquire) == 0));
+        index.assert_whole();
     }
 
     #[test]
@@ -293,11 +496,58 @@ mod tests {
         let index = Index::new(6 * 64).unwrap();
         let same_home = |number: u64| Hash(number << 48 | 5);
         let mut taken = 0;
-        while index.insert(same_home(u64::from(taken) + 1), taken).is_ok() {
-            taken += 1;
+        let pair = |first: u32| [first, first + 1].map(|each| (same_home(u64::from(each) + 1), each));
+        while index.insert(pair(taken)).is_ok() {
+            taken += 2;
         }
         // The home bucket, and eight in each of the other 63 at most.
         assert!(taken > 100 && taken <= 64 * 8, "{taken}");
         assert!((0..taken).all(|number| contains(&index, same_home(u64::from(number) + 1), number)));
+    }
+
+    #[test]
+    fn two_keys_of_one_home_get_two_places_or_none() {
+        // One bucket: home and other bucket of every key.
+        let index = Index::new(6).unwrap();
+        let key = |number: u64| (Hash(number << 48), number as u32);
+        for first in [1, 3, 5] {
+            index.insert([key(first), key(first + 1)]).unwrap();
+        }
+        index.insert([key(7), key(8)]).unwrap();
+        assert_eq!(index.insert([key(9), key(10)]), Err(NoPlace::Full));
+        index.remove(key(3).0, 3);
+        assert_eq!(index.insert([key(9), key(10)]), Err(NoPlace::Full), "there is one place");
+        assert!(!contains(&index, key(9).0, 9), "both or none");
+        index.remove(key(8).0, 8);
+        index.insert([key(9), key(10)]).unwrap();
+        assert!((9..=10).all(|number| contains(&index, key(number).0, number as u32)));
+        index.assert_whole();
+    }
+
+    #[test]
+    fn a_move_to_a_bucket_that_is_locked_is_put_off() {
+        let index = Index::new(6 * 4).unwrap();
+        let keys = |home: u32, other: u32, count: usize| {
+            let series = (1..).map(move |number: u64| Hash(number << 48 | u64::from(home)));
+            let suitable = series.filter(|hash| index.other(home, signature(*hash)) == other);
+            suitable.take(count).collect::<Vec<_>>()
+        };
+        // Bucket 0 is full of keys that could move to 1, bucket 3 of keys that could move to 0.
+        for (home, other) in [(0, 1), (3, 0)] {
+            for (pair, number) in keys(home, other, 8).chunks(2).zip(0..) {
+                index
+                    .insert([(pair[0], home * 8 + number * 2), (pair[1], home * 8 + number * 2 + 1)])
+                    .unwrap();
+            }
+        }
+        let wanted = keys(0, 3, 2);
+        let wanted = [wanted[0], wanted[1]];
+        let places = || index.lock(wanted, Reach::Both).places(wanted);
+        assert_eq!(index.lock(wanted, Reach::Home).places(wanted), Err(NoPlace::Further));
+        let holder = index.lock(keys(1, 0, 1).repeat(2).try_into().unwrap(), Reach::Home);
+        assert_eq!(places(), Err(NoPlace::Busy));
+        drop(holder);
+        assert!(places().is_ok());
+        index.assert_whole();
     }
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::events::{EventKind, FlowEvent};
+use super::free::End;
 use super::segment;
 use super::state::{State, Status};
-use super::table::{End, FlowTable};
+use super::table::FlowTable;
 use super::timeout::Timeout;
 use super::types::{EntryRef, FlowInfo, Tick};
 use crate::packet::family::Family;
-use crate::sync::{Ordering::Acquire, spin_loop};
+use crate::sync::{Ordering::Acquire, relax};
 
 impl<A: Family> FlowTable<A> {
     /// The connection of an entry.
@@ -24,7 +25,7 @@ impl<A: Family> FlowTable<A> {
     /// 0. Takes no lock: a connection that is there all the while is listed once, one that comes or goes
     /// meanwhile may be missing.
     pub fn list(&self, cursor: usize, limit: usize, now: Tick) -> (Vec<FlowInfo<A>>, Option<usize>) {
-        let used = self.used.load(Acquire) as usize;
+        let used = self.free.used() as usize;
         let end = cursor.saturating_add(limit.max(1)).min(used);
         let flows = (cursor..end).filter_map(|slot| self.info(slot as u32, now)).collect();
         (flows, (end < used).then_some(end))
@@ -40,7 +41,7 @@ impl<A: Family> FlowTable<A> {
         now: Tick,
         matches: &mut dyn FnMut(&FlowInfo<A>) -> bool,
     ) -> (usize, Option<usize>) {
-        let used = self.used.load(Acquire) as usize;
+        let used = self.free.used() as usize;
         let end = cursor.saturating_add(limit.max(1)).min(used);
         let chosen = (cursor..end).filter(|&slot| {
             let Some(flow) = self.info(slot as u32, now) else { return false };
@@ -82,20 +83,26 @@ impl<A: Family> FlowTable<A> {
     }
 
     /// A consistent copy of a connection, if the slot has one.
-    fn info(&self, connection: u32, now: Tick) -> Option<FlowInfo<A>> {
+    pub(super) fn info(&self, connection: u32, now: Tick) -> Option<FlowInfo<A>> {
         let index = connection * 2;
+        let mut waits = 0;
         loop {
             let (original, there) = self.entries.read_any(index)?;
             let (reply, back) = self.entries.read_any(index + 1)?;
             let deadline = self.deadlines[connection as usize].load(Acquire);
             let word = self.states[connection as usize].load(Acquire);
+            if word == 0 {
+                return None; // it is ending
+            }
             if back.entry.version != there.entry.version || (word >> 32) as u32 != there.entry.version {
                 // Between the two reads the slot got another connection.
-                spin_loop();
+                relax(&mut waits);
                 continue;
             }
             let status = Status(word as u32);
-            let deadline = self.true_deadline(status, connection, deadline);
+            // Over, when there is none any more.
+            let deadline =
+                if deadline == 0 { now.0 } else { self.true_deadline(status, connection, deadline) };
             return Some(FlowInfo {
                 entry: there.entry,
                 id: there.entry.id(),

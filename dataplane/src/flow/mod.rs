@@ -22,6 +22,7 @@
 //! | [`timeout`] | the timeouts, as data |
 //! | `hash`, `index`, `entry` | the memory layout, hidden behind the table |
 //! | [`table`], `touch`, `expiry`, `list` | the table: lookups and insertion, states, ends, what people see |
+//! | `free` | free slots and counters, by thread |
 //! | `events`, `accounting` | who listens, what is counted |
 //! | `types` | what goes into the table and comes out |
 
@@ -29,6 +30,7 @@ mod accounting;
 mod entry;
 mod events;
 mod expiry;
+mod free;
 mod hash;
 mod index;
 pub mod key;

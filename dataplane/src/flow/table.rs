@@ -16,12 +16,17 @@
 //! version of the entries, so a change never reaches the next connection in the same slot (CT-12). Deadlines
 //! and last uses are swapped against the value read before the state word was, so a late write loses.
 //!
-//! **Writers** (insert, remove, evict, expire) exclude each other by one lock, uncontended while one worker
-//! runs. With several workers it is correct, but new connections queue on it: then give every bucket a lock
-//! (word 7 of a bucket is free) and every worker its own slots. For a table that outlives its process, put
-//! `Writer` into the mapping too.
+//! **Writers** (insert, remove, evict, expire) exclude each other by the locks of buckets: a connection begins and
+//! ends while its thread holds the locks of both its tuples' home buckets (`index`), in ascending order. So one of
+//! two insertions of a tuple wins, both directions come and go together, and an end, which checks the version under
+//! the locks, reaches no later connection of the slot. Everything else of a writer is its thread's own: free slots
+//! and counters (`free`). Workers that make different connections meet in the index only, in a bucket by chance.
+//!
+//! Locks are taken in this order and no other: buckets; then a lane's slots or a connection's windows. Readers, and
+//! changes of state, take none of the buckets'.
 //!
 //! This file has the table and its stages; `touch` moves states, `expiry` ends connections, `list` shows them.
+//! For a table that outlives its process, `free` has to lie in a mapping too.
 
 use std::fmt;
 use std::io;
@@ -29,8 +34,9 @@ use std::io;
 use super::accounting::{Accounting, Counts};
 use super::entry::{Content, Entries, NextHopRef};
 use super::events::{EventKind, Listeners};
+use super::free::{Count, End, FreeSlots, Links};
 use super::hash::{Hash, Hasher};
-use super::index::Index;
+use super::index::{Index, NoPlace, Reach};
 use super::key::{FlowKey, PackedKey};
 use super::state::{Event, State, Status, begin};
 use super::sysctl::Sysctls;
@@ -40,12 +46,13 @@ use super::window::{WindowArray, Windows};
 use crate::memory::Array;
 use crate::packet::family::{Family, V4};
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
-use crate::sync::{
-    AtomicU32, AtomicU64, Mutex, MutexGuard, PoisonError, TryLockError, overwrite32, overwrite64,
-};
+use crate::sync::{AtomicU32, AtomicU64, overwrite32, overwrite64, relax};
 
 /// The most connections of a table: a reference to an entry has 31 bits.
 pub const MAX_CONNECTIONS: usize = 1 << 30;
+
+/// How often an insertion tries for a place while others change the buckets around it.
+const PLACE_TRIES: u32 = 1 << 16;
 
 /// The connections of one address family. See the module's documentation.
 pub struct FlowTable<A: Family> {
@@ -63,30 +70,11 @@ pub struct FlowTable<A: Family> {
     pub(super) capacity: u32,
     pub(super) timeouts: Timeouts,
     pub(super) sysctls: Sysctls,
-    pub(super) writer: Mutex<Writer>,
-    /// Copies of the writer's figures, for readers.
-    pub(super) live: AtomicU32,
-    /// Slots from here on were never used.
-    pub(super) used: AtomicU32,
+    pub(super) free: FreeSlots,
+    /// The slot that expiry looks at next, and eviction: one for all workers, so that each looks at others.
+    pub(super) expiry_cursor: AtomicU32,
+    pub(super) eviction_cursor: AtomicU32,
     pub(super) listeners: Listeners<A>,
-}
-
-/// What only writers need.
-#[derive(Default)]
-pub(super) struct Writer {
-    /// The slot given up last, plus one: head of a list through the free slots. 0 when it is empty.
-    pub(super) free: u32,
-    pub(super) expiry_cursor: u32,
-    pub(super) eviction_cursor: u32,
-    pub(super) counters: Counters,
-}
-
-/// Why a connection ends; selects the counter.
-#[derive(Clone, Copy)]
-pub(super) enum End {
-    Expired,
-    Evicted,
-    Removed,
 }
 
 impl<A: Family> FlowTable<A> {
@@ -125,9 +113,9 @@ impl<A: Family> FlowTable<A> {
             capacity: connections as u32,
             timeouts,
             sysctls,
-            writer: Mutex::default(),
-            live: AtomicU32::new(0),
-            used: AtomicU32::new(0),
+            free: FreeSlots::new(connections as u32),
+            expiry_cursor: AtomicU32::new(0),
+            eviction_cursor: AtomicU32::new(0),
             listeners: Listeners::default(),
         })
     }
@@ -141,9 +129,11 @@ impl<A: Family> FlowTable<A> {
         self.deadlines.populate();
     }
 
-    /// How many connections live, expired ones that were not met yet included.
+    /// How many connections live, expired ones that were not met yet included. While others begin and end them, a
+    /// number that was right at some time for each of the others.
     pub fn len(&self) -> usize {
-        self.live.load(Relaxed) as usize
+        let Counters { inserted, expired, evicted, removed, .. } = self.counters();
+        inserted.saturating_sub(expired + evicted + removed) as usize
     }
 
     /// Whether no connection lives.
@@ -187,9 +177,9 @@ impl<A: Family> FlowTable<A> {
         &self.sysctls
     }
 
-    /// What became of connections so far.
+    /// What became of connections so far: the sums of all threads' counts.
     pub fn counters(&self) -> Counters {
-        self.lock().counters
+        self.free.counters()
     }
 
     /// First stage: the key's hash.
@@ -261,34 +251,64 @@ impl<A: Family> FlowTable<A> {
         let reply = new.reply.words();
         let hashes = [self.hash_words(&original), self.hash_words(&reply)];
         hashes.iter().for_each(|hash| self.index.prefetch(*hash));
-        let mut writer = self.lock();
-        if let Some(entry) = self.occupant(&mut writer, hashes[0], &original, now) {
-            return Err(InsertError::OriginalExists(entry));
-        }
-        // A tuple that is its own answer could not tell its directions apart.
-        if self.occupant(&mut writer, hashes[1], &reply, now).is_some() || original == reply {
-            return Err(InsertError::ReplyTaken);
-        }
-        let Some(connection) = self.allocate(&mut writer, now) else {
-            writer.counters.refused += 1;
-            return Err(InsertError::Full);
+        let full = hashes.iter().any(|hash| self.index.is_home_full(*hash));
+        let mut reach = if full { Reach::Both } else { Reach::Home };
+        // What eviction gave.
+        let mut spare = None;
+        let mut waits = 0;
+        let error = loop {
+            let locked = self.index.lock(hashes, reach);
+            let taken = self.find_words(hashes[0], &original).map(|hit| (hit.entry, true));
+            let taken = taken.or_else(|| Some((self.find_words(hashes[1], &reply)?.entry, false)));
+            if let Some((entry, is_original)) = taken {
+                // It is one of those that these locks keep alive.
+                if self.is_past(entry.connection(), now) {
+                    drop(locked);
+                    self.end_if_over(entry, now);
+                    continue;
+                }
+                break if is_original { InsertError::OriginalExists(entry) } else { InsertError::ReplyTaken };
+            }
+            // A tuple that is its own answer could not tell its directions apart.
+            if original == reply {
+                break InsertError::ReplyTaken;
+            }
+            let places = match locked.places(hashes) {
+                Ok(places) => places,
+                Err(NoPlace::Further) => {
+                    reach = Reach::Both;
+                    continue;
+                }
+                Err(NoPlace::Busy) if waits < PLACE_TRIES => {
+                    drop(locked);
+                    relax(&mut waits);
+                    continue;
+                }
+                Err(NoPlace::Busy | NoPlace::Full) => break InsertError::Full,
+            };
+            let Some(slot) = spare.take().or_else(|| self.free.take(self)) else {
+                drop(locked);
+                match self.evict(now) {
+                    Some(slot) => spare = Some(slot),
+                    None => break InsertError::Full,
+                }
+                continue;
+            };
+            let entry = self.fill(slot, new, first, now);
+            locked.put(places[1], hashes[1], entry.index ^ 1);
+            locked.put(places[0], hashes[0], entry.index);
+            self.free.count(Count::Inserted);
+            // Under the locks: its end is told later.
+            self.tell(EventKind::New, entry.connection(), now);
+            return Ok(entry);
         };
-        let entry = self.fill(connection, new, first, now);
-        if self.index.insert(hashes[1], entry.index ^ 1).is_err() {
-            self.give_up(&mut writer, connection);
-            writer.counters.refused += 1;
-            return Err(InsertError::Full);
+        if let Some(slot) = spare {
+            self.free.give(slot, self);
         }
-        if self.index.insert(hashes[0], entry.index).is_err() {
-            self.index.remove(hashes[1], entry.index ^ 1);
-            self.give_up(&mut writer, connection);
-            writer.counters.refused += 1;
-            return Err(InsertError::Full);
+        if error == InsertError::Full {
+            self.free.count(Count::Refused);
         }
-        writer.counters.inserted += 1;
-        self.live.fetch_add(1, Relaxed);
-        self.tell(EventKind::New, entry.connection(), now);
-        Ok(entry)
+        Err(error)
     }
 
     /// Counts a packet of `bytes` bytes (its IP header included) in its direction, when accounting is on.
@@ -311,11 +331,14 @@ impl<A: Family> FlowTable<A> {
     }
 
     /// Replaces the next hop of one direction in place. Nothing happens when the connection is gone, nor while
-    /// another worker is writing: the direction's next packet finds the way anew then. Under the lock, since the
-    /// next connection of the slot may well go the same old way, so that comparing the word would tell nothing.
+    /// another worker is changing its bucket: the direction's next packet finds the way anew then. Under the lock,
+    /// since the next connection of the slot may well go the same old way, so that comparing the word would tell
+    /// nothing.
     pub fn set_next_hop(&self, entry: EntryRef, next_hop: NextHopRef) {
-        let lock = self.writer.try_lock();
-        if !matches!(lock, Err(TryLockError::WouldBlock)) {
+        let Some((key, hit)) = self.entries.read_any(entry.index) else { return };
+        if hit.entry == entry
+            && let Some(_held) = self.index.try_lock(self.hash(&key))
+        {
             self.entries.set_next_hop(entry.index, entry.version, next_hop);
         }
     }
@@ -343,30 +366,16 @@ impl<A: Family> FlowTable<A> {
         self.find_words(self.hash_words(&words), &words)
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Writer> {
-        // A writer that panicked was a bug; the table's memory is valid in any state.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a connection is gone or over, as far as can be told without the table's lock.
+    /// Whether a connection is gone or over, as far as can be told without a lock.
     fn is_over(&self, entry: EntryRef, now: Tick) -> bool {
         let deadline = self.deadlines[entry.connection() as usize].load(Acquire);
         let status = Status(self.states[entry.connection() as usize].load(Acquire) as u32);
         let lives = now.until(self.true_deadline(status, entry.connection(), deadline)) > 0;
-        !lives || self.entries.version(entry.index) != entry.version
+        deadline == 0 || !lives || self.entries.version(entry.index) != entry.version
     }
 
-    /// The live entry with this key. One whose time is over is removed.
-    fn occupant(&self, writer: &mut Writer, hash: Hash, words: &[u64; 5], now: Tick) -> Option<EntryRef> {
-        let entry = self.find_words(hash, words)?.entry;
-        if self.is_due(entry.connection(), now) {
-            self.end_locked(writer, entry.connection(), End::Expired);
-            return None;
-        }
-        Some(entry)
-    }
-
-    /// Writes both entries of a free slot.
+    /// Writes both entries of a slot that the caller owns. The locks of both tuples' home buckets are held, and
+    /// both will be in the index before they are let go.
     fn fill(&self, connection: u32, new: &NewConnection<A>, first: &Event<'_>, now: Tick) -> EntryRef {
         let index = connection * 2;
         let (status, mut memory) = match (&self.windows, new.state) {
@@ -417,6 +426,17 @@ impl<A: Family> FlowTable<A> {
     /// Whether the entry, which has this key, is in its home bucket.
     pub fn is_at_home(&self, entry: EntryRef, key: &FlowKey<A>) -> bool {
         self.index.is_at_home(self.hash(key), entry.index)
+    }
+}
+
+/// A free slot's link lies in its first entry.
+impl<A: Family> Links for FlowTable<A> {
+    fn link(&self, slot: u32) -> u32 {
+        self.entries.link(slot * 2).load(Relaxed) as u32
+    }
+
+    fn set_link(&self, slot: u32, link: u32) {
+        self.entries.link(slot * 2).store(u64::from(link), Relaxed);
     }
 }
 

@@ -3,10 +3,11 @@
 
 use super::entry::{SEEN, USE};
 use super::events::EventKind;
+use super::free::End;
 use super::key::Direction;
 use super::segment::{Memory, Seen, is_unacknowledged};
 use super::state::{Effect, Event, STREAM_AFTER, State, Status, first_timeout, step};
-use super::table::{End, FlowTable};
+use super::table::FlowTable;
 use super::timeout::Timeout;
 use super::types::{Class, EntryRef, Hit, SETTLED_MILLIS, Tick, Touch};
 use super::window::Windows;
@@ -72,7 +73,7 @@ impl<A: Family> FlowTable<A> {
                     .with(hit.entry.connection(), |windows| self.touch_with(hit, event, Some(windows), now)),
                 _ => self.touch_with(hit, event, None, now),
             };
-            // Connections end under the table's lock, which is never waited for with one of the windows' in hand.
+            // Connections end under the locks of buckets, which are never waited for with one of the windows' in hand.
             match touched {
                 Ok(touch) => return touch,
                 Err(Ending::Due) if self.end_if_over(hit.entry, now) => return Touch::Gone,
@@ -255,7 +256,7 @@ impl<A: Family> FlowTable<A> {
 
     /// For a connection whose deadline has come: whether it is really over; it is to be ended then, and nobody can
     /// renew it any more. A provisional deadline that no data
-    /// waits behind moves to where the connection's own timeout ends. The caller holds the table's lock.
+    /// waits behind moves to where the connection's own timeout ends. The caller holds the locks of its buckets.
     pub(super) fn is_due(&self, connection: u32, now: Tick) -> bool {
         let deadline = &self.deadlines[connection as usize];
         loop {

@@ -409,8 +409,9 @@ impl WindowArray {
     pub(super) fn with<T>(&self, connection: u32, work: impl FnOnce(&mut Windows) -> T) -> T {
         let at = connection as usize * WORDS;
         let words = &self.0[at..at + WORDS];
+        let mut waits = 0;
         while words[0].compare_exchange_weak(0, 1, Acquire, Relaxed).is_err() {
-            crate::sync::spin_loop();
+            crate::sync::relax(&mut waits);
         }
         let mut windows = Windows::from_words(std::array::from_fn(|word| words[word + 1].load(Relaxed)));
         let result = work(&mut windows);

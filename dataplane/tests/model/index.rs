@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use super::*;
 
 /// The first keys of a series that `wanted` takes.
-fn keys(
+pub(super) fn keys(
     table: &FlowTable<V4>,
     count: usize,
     key: impl Fn(u16) -> FlowKey<V4>,
@@ -16,7 +16,7 @@ fn keys(
     found
 }
 
-fn connection(original: FlowKey<V4>, reply: FlowKey<V4>, mark: u32) -> NewConnection<V4> {
+pub(super) fn connection(original: FlowKey<V4>, reply: FlowKey<V4>, mark: u32) -> NewConnection<V4> {
     NewConnection { original, reply, mark, ..numbered(1, 1) }
 }
 
@@ -64,6 +64,31 @@ fn an_entry_that_moves_is_never_missed() {
         table.insert(ninth, at(0)).unwrap();
         assert!(!table.is_at_home(entries[0], &eight[0].original), "nothing moved");
         reader.join().unwrap();
+    });
+}
+
+/// The same, while another writer changes the bucket that it moves to.
+#[test]
+fn an_entry_moves_beside_another_writer_and_neither_is_lost() {
+    static MOVE: OnceLock<Move> = OnceLock::new();
+    explore("an entry moves beside another writer", 2, || {
+        let table = table::<V4>(9);
+        let Move { eight, ninth } = MOVE.get_or_init(|| Move::new(&table));
+        let entries: Vec<_> = eight.iter().map(|new| table.insert(new, at(0)).unwrap()).collect();
+        let goes = entries[7];
+        let other = {
+            let table = table.clone();
+            thread::spawn(move || assert!(table.remove(goes)))
+        };
+        table.insert(ninth, at(0)).unwrap();
+        other.join().unwrap();
+        for connection in eight[..7].iter().chain([ninth]) {
+            for key in [connection.original, connection.reply] {
+                assert_eq!(table.lookup(&key).expect("it stays").mark, connection.mark);
+            }
+        }
+        assert!(table.lookup(&eight[7].original).is_none() && table.lookup(&eight[7].reply).is_none());
+        assert_eq!(table.len(), 8);
     });
 }
 

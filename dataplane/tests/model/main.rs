@@ -8,7 +8,7 @@
 //! | `copies` | what a reader acts on is one connection's, whole |
 //! | `index` | a connection that stays is found, whatever moves beside it |
 //! | `states` | both directions of a connection agree; nothing reaches the slot's next connection |
-//! | `writers` | two writers: one wins, nothing is lost |
+//! | `writers` | two writers: one wins, nothing is lost, neither waits for ever |
 //!
 //! Times differ between lives of a slot where a number alone tells old from new (deadlines and last uses are
 //! swapped against the value read): see `flow/table.rs`.

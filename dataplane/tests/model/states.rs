@@ -92,7 +92,7 @@ fn ct_12_a_late_touch_does_not_reach_the_next_connection() {
 /// old way so far.
 #[test]
 fn ct_12_a_late_next_hop_does_not_reach_the_next_connection() {
-    explore("a late next hop does not reach the next connection", PREEMPTIONS, || {
+    explore("a late next hop does not reach the next connection", 2, || {
         let table = table::<V4>(1);
         let first = numbered::<V4>(1, 5);
         let way = first.original_next_hop;

@@ -475,6 +475,13 @@ fn pt_01_af_xdp_interfaces_that_cannot_be_opened() {
         message("va", &Options { ring: 8192, ..Options::default() })
             .contains("its 1 queues take 8192 packet buffers to receive into, and 4096 of 4096 are free")
     );
+    // The peer's frames would not fit what the driver gives the program.
+    ip("link set vb mtu 9000");
+    let text = message("va", &options);
+    assert!(
+        text.contains("the MTU of va, or of its peer, is over what its driver, veth, takes with XDP"),
+        "{text}"
+    );
     // A peer that sends by more queues than frames are received by.
     ip("link add vx numrxqueues 1 numtxqueues 1 type veth peer name vy numtxqueues 4 numrxqueues 4");
     assert!(message("vx", &options).contains("too few queues"), "{}", message("vx", &options));

@@ -7,6 +7,7 @@
 mod af_packet;
 mod af_xdp;
 mod guard;
+mod idle;
 mod sandbox;
 mod steer;
 mod tap;
@@ -35,6 +36,7 @@ fn main() {
     // Before any thread is started: only a process of one thread may enter a user namespace.
     let rights = sandbox::enter();
     let mut trials = af_packet::trials();
+    trials.extend(idle::trials());
     let taps = tap::are_allowed(rights);
     trials.extend(tap::trials().into_iter().map(|trial| trial.with_ignored_flag(!taps)));
     trials.extend(guard::trials(rights));

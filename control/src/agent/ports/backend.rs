@@ -32,6 +32,7 @@ pub(in crate::agent) fn name(backend: Backend) -> &'static str {
     match backend {
         Backend::AfPacket => "af_packet",
         Backend::AfXdp => "af_xdp",
+        Backend::Dpdk => "dpdk",
         Backend::Tap => "tap",
         Backend::Pcap => "pcap",
         Backend::Memory => "memory",
@@ -40,26 +41,31 @@ pub(in crate::agent) fn name(backend: Backend) -> &'static str {
 }
 
 /// Whether a port of the backend has an interface of the kernel's to itself.
-pub(super) fn has_interface(backend: Backend) -> bool {
-    match backend {
+pub(super) fn has_interface(port: &PortConfig) -> bool {
+    match port.backend {
         Backend::AfPacket | Backend::AfXdp | Backend::Tap => true,
+        Backend::Dpdk => shared_interface(port).is_some(),
         Backend::Pcap | Backend::Memory | Backend::Ipip => false,
     }
 }
 
 /// Whether the kernel sees the frames too, and has to be kept from acting on them (PT-05). The steering program of
 /// AF_XDP keeps them by itself.
-pub(super) fn is_shared(backend: Backend) -> bool {
-    match backend {
+pub(super) fn is_shared(port: &PortConfig) -> bool {
+    match port.backend {
         Backend::AfPacket => true,
+        Backend::Dpdk => shared_interface(port).is_some(),
         Backend::AfXdp | Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
     }
 }
 
 /// What a process needs to open it.
-pub(super) fn privileges(backend: Backend) -> &'static [Capability] {
-    match backend {
+pub(super) fn privileges(port: &PortConfig) -> &'static [Capability] {
+    match port.backend {
         Backend::AfPacket | Backend::AfXdp => &[NET_ADMIN, NET_RAW],
+        Backend::Dpdk if shared_interface(port).is_some() => &[NET_ADMIN, NET_RAW],
+        // A card's file in /dev/vfio may belong to anybody.
+        Backend::Dpdk => &[],
         Backend::Tap => &[NET_ADMIN],
         Backend::Pcap | Backend::Memory | Backend::Ipip => &[],
     }
@@ -78,7 +84,17 @@ pub(super) fn wrong(port: &PortConfig, kernel: &KernelState) -> Vec<String> {
         }
         Backend::Tap => Vec::new(),
         Backend::AfPacket | Backend::AfXdp => differs_from_link(port, kernel),
+        Backend::Dpdk if cfg!(not(feature = "dpdk")) => vec![format!(
+            "port {name}: backend dpdk is not in this pollux: build it with --features dpdk, or use af_packet"
+        )],
+        Backend::Dpdk if shared_interface(port).is_some() => differs_from_link(port, kernel),
+        Backend::Dpdk => Vec::new(),
     }
+}
+
+/// The interface of the kernel's that a port of DPDK shares with it, if it does.
+fn shared_interface(port: &PortConfig) -> Option<&str> {
+    port.device.as_ref()?.shared_interface()
 }
 
 /// What the configuration says otherwise than the interface that is there already.
@@ -101,10 +117,13 @@ fn differs_from_link(port: &PortConfig, kernel: &KernelState) -> Vec<String> {
 pub(super) fn lacking(port: &PortConfig, kernel: &KernelState) -> Option<String> {
     let PortConfig { name, interface, .. } = port;
     match (port.backend, kernel.link(interface)) {
-        (Backend::AfPacket | Backend::AfXdp, None) => {
+        (Backend::Dpdk, _) if shared_interface(port).is_none() => None,
+        (Backend::AfPacket | Backend::AfXdp | Backend::Dpdk, None) => {
             Some(format!("port {name}: interface {interface} does not exist"))
         }
-        (Backend::AfPacket | Backend::AfXdp, Some(link)) if link.loopback || link.link_address.is_none() => {
+        (Backend::AfPacket | Backend::AfXdp | Backend::Dpdk, Some(link))
+            if link.loopback || link.link_address.is_none() =>
+        {
             Some(format!("port {name}: interface {interface} is not an Ethernet interface"))
         }
         // A pair that a crash left behind is made anew.
@@ -121,7 +140,10 @@ pub(super) struct Opening<'a> {
     /// The number that the tables know it by.
     pub(super) id: PortId,
     /// The configuration of the whole node.
-    #[allow(dead_code, reason = "for the backends that are set up once for all ports")]
+    #[cfg_attr(
+        not(feature = "dpdk"),
+        allow(dead_code, reason = "for DPDK, which is set up once for all ports")
+    )]
     pub(super) node: &'a NodeConfig,
     /// Where its frames lie.
     pub(super) pool: &'static Pool,
@@ -172,6 +194,14 @@ pub(super) fn open(config: &PortConfig, opening: &Opening<'_>) -> Result<OpenedP
             let (port, handle) = MemoryPort::new(id, Capabilities::default(), Rings::default());
             OpenedPort { queues: vec![Box::new(port)], memory: Some(handle), steering: None }
         }
+        #[cfg(feature = "dpdk")]
+        Backend::Dpdk => {
+            let queues = super::dpdk::open(config, opening).map_err(failed)?;
+            let queues = queues.into_iter().map(|port| Box::new(port) as Box<dyn Port>).collect();
+            OpenedPort { queues, memory: None, steering: None }
+        }
+        #[cfg(not(feature = "dpdk"))]
+        Backend::Dpdk => unreachable!("refused by the check"),
         Backend::Ipip => OpenedPort { queues: Vec::new(), memory: None, steering: None },
         Backend::Pcap => unreachable!("refused by the check"),
     })

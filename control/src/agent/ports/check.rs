@@ -41,7 +41,7 @@ pub(in crate::agent) fn check(config: &NodeConfig, kernel: &KernelState) -> Resu
 /// Two ports cannot have one interface.
 fn shared_interfaces(config: &NodeConfig) -> Vec<String> {
     let mut interfaces = HashSet::new();
-    let ports = config.ports.iter().filter(|port| backend::has_interface(port.backend));
+    let ports = config.ports.iter().filter(|port| backend::has_interface(port));
     let twice = ports.filter(|port| !interfaces.insert(&port.interface));
     twice
         .map(|port| format!("port {}: interface {} is another port's already", port.name, port.interface))
@@ -50,9 +50,7 @@ fn shared_interfaces(config: &NodeConfig) -> Vec<String> {
 
 fn missing_privileges(config: &NodeConfig) -> Vec<String> {
     let mut needed: Vec<Capability> = Vec::new();
-    for capability in
-        config.ports.iter().chain(&config.patterns).flat_map(|port| backend::privileges(port.backend))
-    {
+    for capability in config.ports.iter().chain(&config.patterns).flat_map(|port| backend::privileges(port)) {
         if !needed.contains(capability) {
             needed.push(*capability);
         }

@@ -152,7 +152,7 @@ impl LivePorts {
                     .map_err(|error| Failure::environment(format!("port {}: {error}", slot.config.name)))?;
             }
             if let SlotState::Open(open) = &mut slot.state
-                && backend::is_shared(slot.config.backend)
+                && backend::is_shared(&slot.config)
             {
                 let guard = Guard::attach(&[interface], families).map_err(Failure::environment)?;
                 means = Some(guard.means());
@@ -292,7 +292,7 @@ impl LivePorts {
         let config = &self.slots[number].config;
         let id = PortId(number as u16);
         let opening = Opening { id, node: &self.node, pool: self.pool, workers: self.workers };
-        let families = self.families.filter(|_| backend::is_shared(config.backend));
+        let families = self.families.filter(|_| backend::is_shared(config));
         let opened = self.netns.run(|| -> Result<_, Failure> {
             let guard = match families {
                 Some(families) => Some(

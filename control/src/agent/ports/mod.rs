@@ -9,6 +9,8 @@ mod af_xdp;
 mod backend;
 mod check;
 mod counted;
+#[cfg(feature = "dpdk")]
+mod dpdk;
 mod host;
 mod live;
 mod pair;

@@ -48,6 +48,7 @@ impl NodeConfig {
             ),
             clients: range("", "affinity.clients", wire.affinity.clients, 1..=1 << 28, findings),
             sysctl: sysctl(wire.sysctl, findings),
+            dpdk: dpdk::read(wire.dpdk, findings),
             masquerade_ports: wire.masquerade.ports.unwrap_or_default(),
             ..NodeConfig::default()
         };
@@ -123,6 +124,19 @@ impl NodeConfig {
                     findings.error_in(&part, format!("is a tunnel and cannot have {what}"));
                 }
             }
+            let interface = wire.interface.as_ref().unwrap_or(&wire.name);
+            let device = match wire.backend {
+                Backend::Dpdk => {
+                    dpdk::read_device(&part, (&wire.name, interface), wire.device, wire.queues, findings)
+                }
+                _ => {
+                    let pointless = [("device", wire.device.is_some()), ("queues", wire.queues.is_some())];
+                    for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
+                        findings.error_in(&part, format!("has {what}, which only backend dpdk has"));
+                    }
+                    None
+                }
+            };
             if wire.xdp.is_some() && wire.backend != Backend::AfXdp {
                 findings.error_in(&part, "has xdp, and its backend is not af_xdp");
             }
@@ -177,6 +191,7 @@ impl NodeConfig {
                     view: wire.view,
                 }),
                 tunnel,
+                device,
                 xdp: xdp::read(&part, wire.xdp.unwrap_or_default(), findings),
                 name: wire.name,
             };

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
+use super::dpdk::WireDpdk;
 use super::xdp::WireXdp;
 use super::{Backend, CaptureView, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
@@ -33,6 +34,8 @@ pub(super) struct Wire {
     pub(super) ports: Vec<WirePort>,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) interfaces: Vec<WireInterface>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) dpdk: WireDpdk,
     #[serde(default, deserialize_with = "listed_or_kernel")]
     pub(super) routes: WireSource<WireRoute>,
     #[serde(default, deserialize_with = "listed_or_kernel")]
@@ -114,6 +117,8 @@ pub(super) struct WirePort {
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
     pub(super) tunnel: Option<WireTunnel>,
+    pub(super) device: Option<String>,
+    pub(super) queues: Option<i64>,
     pub(super) xdp: Option<WireXdp>,
     pub(super) faults: Option<WireFaults>,
     pub(super) capture: Option<WireCapture>,

@@ -38,6 +38,11 @@ impl Device {
         sys::interface_mtu(&self.socket, &self.name)
     }
 
+    /// The link address, which may have changed.
+    pub(super) fn link_address(&self) -> io::Result<[u8; 6]> {
+        link_address(&self.socket, &self.name)
+    }
+
     /// Whether frames can pass, and how fast.
     pub(super) fn link(&self) -> io::Result<LinkState> {
         const RUNNING: libc::c_int = libc::IFF_UP | libc::IFF_RUNNING;

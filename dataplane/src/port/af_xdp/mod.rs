@@ -257,13 +257,17 @@ impl AfXdpPort {
         self.gone().err().unwrap_or(error)
     }
 
-    /// Looks whether the interface is there and up, and what its MTU is.
+    /// Looks whether the interface is there and up, and what its MTU and its address are.
     #[cold]
     fn check(&mut self) -> io::Result<()> {
         self.empty_polls = 0;
         let state = self.queues.first().map_or(Ok(()), |(_, queue)| queue.check());
         state.map_err(|error| self.noted(error))?;
-        self.mtu = self.interface.device.mtu().unwrap_or(self.mtu);
+        let Interface { device, steered, .. } = &*self.interface;
+        self.mtu = device.mtu().unwrap_or(self.mtu);
+        if let Ok(address) = device.link_address() {
+            steered.set_address(address)?;
+        }
         Ok(())
     }
 }
@@ -338,6 +342,10 @@ impl Port for AfXdpPort {
 
 impl Drop for AfXdpPort {
     fn drop(&mut self) {
+        // The last port's frames are the kernel's at once, and not only when the program is gone.
+        if Arc::strong_count(&self.interface) == 1 {
+            let _ = self.interface.steered.set(Steer::Nothing); // it goes in a moment all the same
+        }
         for (number, _) in &self.queues {
             self.interface.steered.remove(*number);
         }

@@ -350,7 +350,7 @@ fn kick(socket: &mut Socket, dropped: &mut u64) -> io::Result<()> {
             break;
         }
         match socket.kick().map_err(|error| (error.raw_os_error(), error)) {
-            Ok(()) | Err((Some(libc::EINTR | libc::EAGAIN | libc::ENOBUFS), _)) => {}
+            Ok(()) | Err((Some(libc::EINTR | libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM), _)) => {}
             // One frame, and the kernel has stopped behind it.
             Err((Some(libc::EBUSY), _)) => *dropped += 1,
             Err((_, error)) => return Err(error),

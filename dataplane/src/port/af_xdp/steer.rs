@@ -165,6 +165,18 @@ impl Steered {
         array.set(0, settings, 0).map_err(io::Error::other)
     }
 
+    /// From now on the interface has this link address.
+    pub(super) fn set_address(&self, address: [u8; 6]) -> io::Result<()> {
+        let mut owner = self.lock();
+        if owner.settings.address == address {
+            return Ok(());
+        }
+        owner.settings.address = address;
+        let settings = owner.settings;
+        let mut array: Array<_, Settings> = map(&mut owner.program, "SETTINGS")?;
+        array.set(0, settings, 0).map_err(io::Error::other)
+    }
+
     /// Frames that no socket was there for.
     pub(super) fn lost(&self) -> u64 {
         let mut owner = self.lock();
