@@ -30,7 +30,7 @@ mod imp {
     pub(crate) fn relax(waits: &mut u32) {
         const MOMENTS: u32 = 64;
         *waits += 1;
-        if *waits % MOMENTS == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+        if waits.is_multiple_of(MOMENTS) { std::thread::yield_now() } else { std::hint::spin_loop() }
     }
 
     /// A store to a number that others swap at the same time.

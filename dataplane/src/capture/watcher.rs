@@ -25,6 +25,7 @@ pub struct Watcher {
     /// What it has met so far.
     events: Vec<Event>,
     /// Frames that have left since.
+    #[allow(clippy::vec_box, reason = "a record goes from one ring to the other as it is")]
     left: Vec<Box<Record>>,
     tables: usize,
 }
