@@ -6,21 +6,39 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test model soak bench instructions lint
+.PHONY: help demo demo-xdp demo-dpdk steer test model soak bench instructions lint
 
 help:
 	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
+	@echo 'make demo-xdp      the same with the ports of that node on AF_XDP; as root'
+	@echo 'make demo-dpdk     the same with the ports of that node on DPDK'
 	@echo 'make test          all tests, then the guard over instruction counts'
 	@echo 'make model         the flow table under the model checker alone (part of make test)'
 	@echo 'make soak          long runs at scale, each part of scripts/soak.sh'
 	@echo 'make bench         benchmarks: time for each packet, then instruction counts'
 	@echo 'make instructions  the guard over instruction counts alone'
+	@echo 'make steer         compile the steering program of AF_XDP ports anew'
 	@echo 'make lint          formatting, clippy, documentation, licences: no warning passes'
 
 demo:
 	@scripts/setup.sh demo
 	$(CARGO) build --locked --release --package pollux-control --bin pollux
 	$(target)/release/pollux demo
+
+demo-xdp:
+	@scripts/setup.sh demo
+	$(CARGO) build --locked --release --package pollux-control --bin pollux
+	$(target)/release/pollux demo --backend af_xdp
+
+demo-dpdk:
+	@scripts/setup.sh demo-dpdk
+	$(CARGO) build --locked --release --package pollux-control --features dpdk --bin pollux
+	$(target)/release/pollux demo --backend dpdk
+
+# The steering program of AF_XDP ports. Its object is kept beside it; a test compares them.
+steer:
+	@scripts/setup.sh steer
+	cd dataplane/src/port/af_xdp && clang -target bpf -mcpu=v2 -O2 -Wall -Wextra -Werror -c steer.c -o steer.o
 
 test:
 	@scripts/setup.sh test

@@ -3,6 +3,7 @@
 #[cfg(feature = "control")]
 pub mod cluster;
 pub mod conntrack;
+pub mod idle;
 pub mod instructions;
 pub mod internet;
 pub mod machine;

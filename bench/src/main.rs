@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use pollux_bench::conntrack::{self, Report};
+use pollux_bench::idle;
 use pollux_dataplane::flow::MAX_CONNECTIONS;
 use pollux_dataplane::packet::{V4, V6};
 
@@ -23,6 +24,16 @@ enum Command {
                             pollux-bench conntrack --connections 100000 --family 6 --quick\n  \
                             pollux-bench conntrack --connections 1000000 --workers 2")]
     Conntrack(Conntrack),
+    /// Watches a worker without traffic, and how long the first packet after idling takes. Needs root.
+    #[command(after_help = "Examples:\n  pollux-bench idle\n  pollux-bench idle --quick")]
+    Idle(IdleArguments),
+}
+
+#[derive(clap::Args)]
+struct IdleArguments {
+    /// One round instead of ten.
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(clap::Args)]
@@ -56,8 +67,11 @@ enum Family {
 const LACKING: u8 = 4;
 
 fn main() -> ExitCode {
-    let Command::Conntrack(arguments) = Arguments::parse().command;
-    match conntrack(&arguments) {
+    let done = match Arguments::parse().command {
+        Command::Conntrack(arguments) => conntrack(&arguments),
+        Command::Idle(arguments) => idle(&arguments),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pollux-bench: {error}");
@@ -74,6 +88,14 @@ fn conntrack(arguments: &Conntrack) -> Result<(), String> {
         Family::V6 => conntrack::measure::<V6>(connections, workers, runs),
     }?;
     print(&report, arguments.json);
+    Ok(())
+}
+
+fn idle(arguments: &IdleArguments) -> Result<(), String> {
+    let rounds = if arguments.quick { 1 } else { 10 };
+    for report in idle::measure(rounds).map_err(|error| error.to_string())? {
+        println!("{}", serde_json::to_value(report).expect("a report is plain data"));
+    }
     Ok(())
 }
 

@@ -174,6 +174,14 @@ pub fn configured_ports(config: &NodeConfig, links: &Links, detect: &DetectLocal
             },
             sharing: match port.backend {
                 node::Backend::AfPacket => Sharing::WithKernel,
+                node::Backend::AfXdp if port.xdp.steer == node::XdpSteer::Unicast => Sharing::WithKernel,
+                node::Backend::AfXdp => Sharing::Owned,
+                node::Backend::Dpdk
+                    if port.device.as_ref().is_some_and(|device| device.shared_interface().is_some()) =>
+                {
+                    Sharing::WithKernel
+                }
+                node::Backend::Dpdk => Sharing::Owned,
                 node::Backend::Tap | node::Backend::Pcap | node::Backend::Memory | node::Backend::Ipip => {
                     Sharing::Owned
                 }

@@ -16,7 +16,7 @@ use pollux_control::agent::Client;
 use pollux_control::agent::protocol::{
     EndpointsItem, Filter, FlowItem, NeighbourItem, PortItem, Resource, RouteItem, ServiceItem,
 };
-use pollux_control::kernel::sandbox::Sandbox;
+use pollux_control::kernel::sandbox::{Privilege, Sandbox};
 use pollux_control::lab::seed::{
     MYAPP, MYAPP_PORT, POD_49_8, POD_51_1, POD_51_2, POD_51_7, POD_51_8, Pod, SLAVE1, SLAVE1_ADDRESS,
 };
@@ -24,8 +24,14 @@ use pollux_control::lab::traffic::{TcpClient, UdpServer, udp_echo};
 use serde_json::{Value, json};
 use site::{OTHER, Outcome, SOON, Site, at, node, objects, wait};
 
+#[path = "agent/af_xdp.rs"]
+mod af_xdp;
+#[path = "agent/capture.rs"]
+mod capture;
 #[path = "agent/connections.rs"]
 mod connections;
+#[path = "agent/ports.rs"]
+mod ports;
 #[path = "agent/routes.rs"]
 mod routes;
 #[path = "agent/site.rs"]
@@ -33,14 +39,22 @@ mod site;
 
 fn main() -> ExitCode {
     // Before anything starts a thread.
-    let _sandbox = match Sandbox::enter() {
+    let sandbox = match Sandbox::enter() {
         Ok(sandbox) => sandbox,
         Err(error) => {
             eprintln!("the agent's tests need a sandbox: {error}");
             return ExitCode::FAILURE;
         }
     };
+    let root = sandbox.privilege() == Privilege::Root;
+    if !root {
+        println!("not root: the agent on AF_XDP is left out");
+    }
     let trials = vec![
+        trial("pt_03_the_service_by_af_xdp", af_xdp::the_service_works_and_the_kernel_does_not_forward)
+            .with_ignored_flag(!root),
+        trial("pt_05_a_kill_leaves_no_steering_program", af_xdp::a_kill_leaves_nothing_attached)
+            .with_ignored_flag(!root),
         trial("pt_02_pods_and_the_host_reach_the_service", pods_and_the_host_reach_the_service),
         trial("rt_05_kernel_routes_and_neighbours_are_followed", kernel_is_followed),
         trial("rt_05_a_change_reaches_the_worker_within_10_ms", routes::changes_reach_the_worker),
@@ -58,7 +72,15 @@ fn main() -> ExitCode {
             "ct_11_a_full_table_is_listed_while_forwarding",
             connections::a_full_table_is_listed_while_forwarding,
         ),
+        trial("capture_shows_frames_with_their_decisions", capture::frames_with_their_decisions),
+        trial("capture_refuses_what_it_does_not_know", capture::refuses),
+        trial("capture_waits_for_no_client_and_ends_with_it", capture::waits_for_no_client),
+        trial("capture_and_trace_of_the_configuration", capture::of_the_configuration),
         trial("one_agent_listens_at_a_socket", one_agent_listens_at_a_socket),
+        trial("pt_01_ports_by_pattern_come_and_go", ports::ports_by_pattern_come_and_go),
+        trial("pt_01_an_interface_goes_and_comes_back", ports::an_interface_goes_and_comes_back),
+        trial("several_workers_share_everything", ports::several_workers_share_everything),
+        trial("workers_cores_and_files_are_checked", ports::workers_cores_and_files_are_checked),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

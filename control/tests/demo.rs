@@ -1,8 +1,8 @@
 //! Pollux on real interfaces: the seed's walks with real sockets, beside the kernel forwarding the same
-//! topology under the seed's own rules; transfers of 1 GiB; and the command `pollux demo`.
+//! topology under the seed's own rules; transfers; and the command `pollux demo`.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Output};
@@ -10,20 +10,22 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use pollux_control::kernel::sandbox::{Privilege, Sandbox};
+use pollux_control::lab::Network;
 use pollux_control::lab::capture::{Capture, Captured, Direction};
-use pollux_control::lab::pollux::Pollux;
+use pollux_control::lab::pollux::Wiring;
 use pollux_control::lab::seed::{
     self, MYAPP, MYAPP_PORT, POD_49_8, POD_51_7, POD_51_8, Pod, SLAVE1, SLAVE1_ADDRESS,
 };
-use pollux_control::lab::traffic::{Echo, Service, TcpClient, TcpServer, Transfer, ping};
-use pollux_control::lab::twin::{self, Choice};
-use pollux_control::lab::{Forwarding, Network};
+use pollux_control::lab::traffic::{Echo, Service, TcpClient, TcpServer, ping};
 
 use segment::{Segment, with_flags};
+use twins::{Outcome, at, myapp, nothing_was_lost, transfers, twins};
 
 #[path = "lab/segment.rs"]
 #[expect(dead_code, reason = "the lab's own test uses all of it")]
 mod segment;
+#[path = "lab/twins.rs"]
+mod twins;
 
 /// Longest wait for what must come.
 const SOON: Duration = Duration::from_secs(5);
@@ -49,21 +51,26 @@ fn main() -> ExitCode {
         trial("w05_pod_to_service_other_node", w05),
         trial("w06_hairpin_comes_back_as_the_service", w06),
         trial("w12_pod_to_pod_other_node", w12),
-        trial("transfers_of_1_gib_arrive_intact", transfers),
-        Trial::test("demo_shows_every_walk", || outcome(demo(&mut pollux()))),
+        trial("tr_transfers_of_1_gib_arrive_intact", |prefix| transfers(prefix, Wiring::AfPacket, 1 << 30)),
+        Trial::test("demo_shows_every_walk", || outcome(demo(&mut pollux(), "af_packet"))),
         Trial::test("demo_is_interrupted_cleanly", || outcome(demo_interrupted())),
         Trial::test("demo_refuses_other_backends", || outcome(demo_other_backend())),
     ];
     if privilege == Privilege::Root {
-        trials.push(Trial::test("demo_shows_every_walk_to_an_ordinary_user", || outcome(demo_as_nobody())));
+        trials.extend([
+            Trial::test("demo_shows_every_walk_to_an_ordinary_user", || outcome(demo_as_nobody())),
+            // bpf() needs root.
+            Trial::test("demo_shows_every_walk_over_af_xdp", || outcome(demo(&mut pollux(), "af_xdp"))),
+            trial("tx_transfers_of_512_mib_over_af_xdp_arrive_intact", |prefix| {
+                transfers(prefix, Wiring::AfXdp, 512 << 20)
+            }),
+        ]);
     }
     let mut arguments = Arguments::from_args();
     // One after another: the transfers measure, and the machine may have two processors.
     arguments.test_threads.get_or_insert(1);
     libtest_mimic::run(&arguments, trials).exit_code()
 }
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn outcome(outcome: Outcome) -> Result<(), Failed> {
     outcome.map_err(|error| Failed::from(error.to_string()))
@@ -72,33 +79,6 @@ fn outcome(outcome: Outcome) -> Result<(), Failed> {
 fn trial(name: &str, test: fn(&str) -> Outcome) -> Trial {
     let prefix = format!("{}-", name.split('_').next().unwrap_or(name));
     Trial::test(name, move || outcome(test(&prefix)))
-}
-
-/// The seed's cluster twice: forwarded by the kernel under the seed's rules, and by Pollux.
-struct Twins {
-    kernel: Network,
-    pollux: Network,
-    forwarder: Pollux,
-}
-
-fn twins(prefix: &str, chosen: Option<Pod>) -> Result<Twins, Box<dyn std::error::Error>> {
-    let plan = seed::plan(Forwarding::Kernel);
-    let kernel = Network::build(&plan, &format!("k-{prefix}"))?;
-    twin::load(kernel.node(SLAVE1), &twin::rules(chosen.map_or(Choice::Random, Choice::Always)))?;
-    let pollux = Network::build(&plan, &format!("p-{prefix}"))?;
-    let forwarder = Pollux::start(pollux.node(SLAVE1), prefix)?;
-    if let Some(pod) = chosen {
-        forwarder.choose(pod).map_err(|_| "the worker has stopped")?;
-    }
-    Ok(Twins { kernel, pollux, forwarder })
-}
-
-fn at(address: Ipv4Addr, port: u16) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(address), port)
-}
-
-fn myapp() -> SocketAddr {
-    at(MYAPP, MYAPP_PORT)
 }
 
 /// A connection and where it is looked at.
@@ -154,25 +134,13 @@ fn head(text: &str) -> String {
 
 /// Both forwarders do the same, and what they do is what is expected at the last interface.
 fn compare(prefix: &str, chosen: Option<Pod>, what: &Walk<'_>, expected: &[&str]) -> Outcome {
-    let twins = twins(prefix, chosen)?;
+    let twins = twins(prefix, Wiring::AfPacket, chosen)?;
     let kernel = walk(&twins.kernel, what)?;
     let pollux = walk(&twins.pollux, what)?;
     assert_eq!(pollux, kernel, "left Pollux, right the kernel");
     let (_, handshake, _) = pollux.segments.last().ok_or("no interface")?;
     assert_eq!(handshake, expected);
     nothing_was_lost(&twins.forwarder)
-}
-
-fn nothing_was_lost(forwarder: &Pollux) -> Outcome {
-    let stats = forwarder.stats().map_err(|_| "the worker has stopped")?;
-    let dropped: Vec<_> = stats.dropped.iter().collect();
-    assert_eq!(dropped, []);
-    let (came, went) = stats.balance();
-    assert_eq!(came, went, "FW-05");
-    for (port, stats) in forwarder.port_stats().map_err(|_| "the worker has stopped")? {
-        assert_eq!((stats.refused, stats.missed, stats.errors), (0, 0, 0), "{port}");
-    }
-    Ok(())
 }
 
 fn w01(prefix: &str) -> Outcome {
@@ -214,7 +182,7 @@ fn w02(prefix: &str) -> Outcome {
 }
 
 fn w03(prefix: &str) -> Outcome {
-    let twins = twins(prefix, None)?;
+    let twins = twins(prefix, Wiring::AfPacket, None)?;
     let request = |network: &Network| -> Result<Vec<u8>, Box<dyn std::error::Error>> {
         let mut capture = Capture::start(network.node(SLAVE1), "ens3")?;
         let echo = Echo { to: MYAPP, identifier: 4935, sequence: 19, data_len: 56 };
@@ -327,46 +295,13 @@ fn w12(prefix: &str) -> Outcome {
     )
 }
 
-fn transfers(prefix: &str) -> Outcome {
-    const BYTES: u64 = 1 << 30;
-    let twins = twins(prefix, Some(POD_51_8))?;
-    let send = |network: &Network, node: &str, seed: u64| -> std::io::Result<Transfer> {
-        let at = at(POD_51_8.address, MYAPP_PORT);
-        let _server = TcpServer::start(network.node(POD_51_8.name), at, Service::Sink)?;
-        let mut client = TcpClient::connect(network.node(node), None, myapp(), SOON)?;
-        client.transfer(BYTES, seed, Duration::from_secs(30))
-    };
-    for (way, node) in [("pod to pod", POD_51_7.name), ("host to pod", SLAVE1)] {
-        let kernel = send(&twins.kernel, node, 1)?;
-        let pollux = send(&twins.pollux, node, 1)?;
-        for (who, transfer) in [("Pollux", pollux), ("the kernel", kernel)] {
-            let Transfer { retransmissions, needless, .. } = transfer;
-            println!(
-                "1 GiB {way} through the Service by {who}: {:.0} MB/s, {retransmissions} retransmissions, of \
-                 which {needless} were of what had arrived",
-                transfer.rate() / 1e6
-            );
-        }
-        assert_eq!((pollux.bytes, kernel.bytes), (BYTES, BYTES));
-        // On a machine with more to do than processors a sender asks again before an answer had its turn
-        // (a tail loss probe), whoever forwards; the far end tells these by D-SACK. The others were losses.
-        assert!(pollux.lost() <= kernel.lost(), "{way}: {pollux:?}, {kernel:?}");
-    }
-    let link =
-        twins.pollux.node(SLAVE1).output(Command::new("ip").args(["-s", "-j", "link", "show", "pollux0"]))?;
-    // The host port's queue, which the kernel fills and Pollux cannot count.
-    let link: serde_json::Value = serde_json::from_str(&link)?;
-    assert_eq!(link[0]["stats64"]["tx"]["dropped"], 0, "{link}");
-    nothing_was_lost(&twins.forwarder)
-}
-
 fn pollux() -> Command {
     Command::new(env!("CARGO_BIN_EXE_pollux"))
 }
 
-fn demo(pollux: &mut Command) -> Outcome {
+fn demo(pollux: &mut Command, backend: &str) -> Outcome {
     let begun = Instant::now();
-    let output = pollux.arg("demo").output()?;
+    let output = pollux.args(["demo", "--backend", backend]).output()?;
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let text = all_walks(&output)?;
     assert!(text.contains("Every walk was seen on the wire as decided"), "{text}");
@@ -394,7 +329,7 @@ fn demo_as_nobody() -> Outcome {
     let copy = directory.path().join("pollux");
     std::fs::copy(env!("CARGO_BIN_EXE_pollux"), &copy)?;
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
-    demo(Command::new(copy).uid(65534).gid(65534).current_dir("/"))
+    demo(Command::new(copy).uid(65534).gid(65534).current_dir("/"), "af_packet")
 }
 
 fn demo_interrupted() -> Outcome {

@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use pollux_control::agent::Agent;
-use pollux_control::kernel::sandbox::Sandbox;
+use pollux_control::kernel::sandbox::{Privilege, Sandbox};
+use pollux_control::lab::pollux::Wiring;
 use pollux_control::lab::twins::{
     self, Deliberate, Difference, Dump, Ended, Family, Report, Scenario, compare, folder_scenarios,
 };
@@ -41,11 +42,11 @@ const CASES: [&str; 20] = [
 ];
 
 /// What is compared in a run of all tests, at most: for the level of a single test of a choice.
-const SCENARIOS: usize = 160;
+const SCENARIOS: usize = 260;
 
 fn main() -> ExitCode {
     // Before anything starts a thread.
-    let _sandbox = match Sandbox::enter() {
+    let sandbox = match Sandbox::enter() {
         Ok(sandbox) => sandbox,
         Err(error) => {
             eprintln!("the twins need a sandbox: {error}");
@@ -57,7 +58,16 @@ fn main() -> ExitCode {
         for family in [Family::IPv4, Family::IPv6] {
             let folder = name.clone();
             let title = format!("corpus/{name}/{}", word(family));
-            trials.push(trial(title, move |prefix| corpus_is_equal(&folder, family, prefix)));
+            trials
+                .push(trial(title, move |prefix| corpus_is_equal(&folder, family, Wiring::AfPacket, prefix)));
+            // bpf() needs root.
+            if sandbox.privilege() == Privilege::Root {
+                let folder = name.clone();
+                let title = format!("af_xdp/{name}/{}", word(family));
+                trials.push(trial(title, move |prefix| {
+                    corpus_is_equal(&folder, family, Wiring::AfXdp, prefix)
+                }));
+            }
         }
         if existing(&corpus(&name), OLD_RULES) {
             let title = format!("corpus_1_20/{name}");
@@ -127,9 +137,13 @@ fn scenario(name: &str, family: Family) -> Result<Scenario, Box<dyn std::error::
 
 /// Compares under a level that keeps the whole run's false alarms below one in a million.
 fn run(scenario: &Scenario, prefix: &str) -> Result<Report, Box<dyn std::error::Error>> {
+    run_on(scenario, Wiring::AfPacket, prefix)
+}
+
+fn run_on(scenario: &Scenario, wiring: Wiring, prefix: &str) -> Result<Report, Box<dyn std::error::Error>> {
     static POOL: OnceLock<&'static Pool> = OnceLock::new();
     let pool = POOL.get_or_init(|| Agent::pool().expect("memory for packets"));
-    compare(scenario, pool, prefix, twins::level(SCENARIOS), &|| false).map_err(|ended| match ended {
+    compare(scenario, wiring, pool, prefix, twins::level(SCENARIOS), &|| false).map_err(|ended| match ended {
         Ended::Interrupted => "interrupted".into(),
         Ended::Lacking(failure) => failure.to_string().into(),
     })
@@ -145,9 +159,9 @@ fn assert_equal(report: &Report) -> Outcome {
         .into())
 }
 
-fn corpus_is_equal(name: &str, family: Family, prefix: &str) -> Outcome {
+fn corpus_is_equal(name: &str, family: Family, wiring: Wiring, prefix: &str) -> Outcome {
     let scenario = scenario(name, family)?;
-    let report = run(&scenario, prefix)?;
+    let report = run_on(&scenario, wiring, prefix)?;
     assert_equal(&report)?;
     assert!(report.flows >= 90, "{} flows", report.flows);
     let loopback_is_routed =

@@ -9,6 +9,7 @@
 //! allocates, locks or formats for a packet of an established connection, nothing knows Kubernetes, and
 //! time and randomness are arguments.
 
+pub mod capture;
 pub mod flow;
 pub mod forward;
 pub mod memory;

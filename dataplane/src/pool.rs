@@ -335,6 +335,17 @@ impl Chain {
         Some((buffer, segment.start, segment.len))
     }
 
+    /// Shows each chunk's number, and the start and the length of its filled part, in order.
+    #[inline]
+    pub(crate) fn each(&self, pool: &'static Pool, see: &mut impl FnMut(u32, u16, u16)) {
+        let mut at = self.first;
+        while at != NONE {
+            let segment = self.view(pool, at).segment();
+            see(at, segment.start, segment.len);
+            at = segment.next;
+        }
+    }
+
     fn append(&mut self, pool: &'static Pool, mut buffer: Buffer) -> std::mem::ManuallyDrop<Buffer> {
         buffer.set_segment(Segment::EMPTY);
         let index = buffer.index;

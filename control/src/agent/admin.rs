@@ -1,4 +1,4 @@
-//! The admin socket: where `pollux get`, `pollux stats` and `pollux conntrack` ask.
+//! The admin socket: where `pollux get`, `pollux stats`, `pollux conntrack` and `pollux capture` ask.
 //!
 //! Invariants: only the agent's user may connect (mode 0600); a client can neither make the agent keep more
 //! than one request and one line of an answer in memory, nor hold it up: what it sends is bounded in size,
@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tracing::{debug, error, info};
 
+use super::capture;
 use super::conntrack::{self, serve::Outcome};
 use super::protocol::{Filter, Line, MAX_REQUEST, Request, Resource};
 use super::shared::Shared;
@@ -228,6 +229,12 @@ fn converse(stream: &UnixStream, shared: &Shared, stop: &AtomicBool) -> io::Resu
                     Outcome::Refused(why) => client.refuse(&why)?,
                 }
             }
+            Ok(Request::Capture(request)) => {
+                match capture::serve::answer(&mut client, shared, &request, stop)? {
+                    Outcome::Done => client.done()?,
+                    Outcome::Refused(why) => client.refuse(&why)?,
+                }
+            }
             Ok(Request::Get { resource, filter }) => match filter.check() {
                 Err(problem) => client.refuse(&problem)?,
                 Ok(()) => get(&mut client, shared, resource, &filter)?,
@@ -237,7 +244,7 @@ fn converse(stream: &UnixStream, shared: &Shared, stop: &AtomicBool) -> io::Resu
     Ok(())
 }
 
-const STOPPED: &str = "the worker has stopped";
+const STOPPED: &str = "a worker has stopped";
 
 fn get(client: &mut Client<'_>, shared: &Shared, resource: Resource, filter: &Filter) -> io::Result<()> {
     let state = shared.state();

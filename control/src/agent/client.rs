@@ -95,6 +95,15 @@ impl Client {
 }
 
 impl Answer<'_> {
+    /// Asks for the end of an answer that has none of its own: nothing more is asked on this connection. What is on its
+    /// way still comes.
+    ///
+    /// # Errors
+    /// When the agent has gone.
+    pub fn end(&self) -> io::Result<()> {
+        self.client.stream.get_ref().shutdown(std::net::Shutdown::Write)
+    }
+
     /// Waits until there is something to read, or the time is over: whether there is.
     ///
     /// # Errors

@@ -10,9 +10,13 @@ use tracing::error;
 
 use super::shared::{Kernel, Shared};
 use crate::cli::Failure;
+use crate::kernel::state::Changes;
 
 /// How long changes are collected: a link that goes down takes its routes along one by one.
 const COALESCE: Duration = Duration::from_millis(1);
+
+/// How often ports that could not be opened are tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Follows until it is dropped.
 pub(super) struct Follower {
@@ -38,9 +42,14 @@ impl Follower {
 
 async fn follow(shared: &Shared, mut stopped: oneshot::Receiver<()>) {
     let Kernel::Mirrored(mirror) = &shared.kernel else { return };
+    // What has come and gone while the agent started.
+    shared.kernel_changed(&Changes { links: true, ..Changes::default() });
     loop {
         let first = tokio::select! {
             changes = mirror.changed() => changes,
+            () = tokio::time::sleep(RETRY), if shared.has_failed_ports() => {
+                Changes { links: true, ..Changes::default() }
+            }
             _ = &mut stopped => return,
         };
         tokio::time::sleep(COALESCE).await;

@@ -1,5 +1,5 @@
-//! The thread that says when a flow table has no room for new connections (CT-09): at most once a second, however
-//! many were refused.
+//! The thread that says when something is not as it should be: a flow table without room for new connections (CT-09),
+//! at most once a second, however many were refused; a worker that is stuck.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,14 +8,19 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use pollux_dataplane::flow::FlowTable;
 use pollux_dataplane::packet::{Family, V4, V6};
+use pollux_dataplane::worker::{Alarm, Watchdog};
 use tracing::{error, warn};
 
 use super::shared::Shared;
+use super::team;
 use super::tracking::Tracked;
 use crate::cli::Failure;
 
-/// How often the tables are looked at.
+/// How often it is looked.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a worker that is well may be silent.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Watches until it is dropped.
 pub(super) struct FullWatch {
@@ -29,12 +34,13 @@ impl FullWatch {
         let shared = Arc::clone(shared);
         let thread = std::thread::Builder::new().name("pollux-full".to_owned()).spawn(move || {
             let mut seen = [0; 2];
+            let mut watchdog = Watchdog::new(shared.team.handles().to_vec(), SILENCE);
             while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let news = [
                     refused(V4::table(&shared.flows), &mut seen[0]),
                     refused(V6::table(&shared.flows), &mut seen[1]),
                 ];
-                for line in news.into_iter().flatten() {
+                for line in news.into_iter().flatten().chain(watchdog.look().into_iter().map(alarm)) {
                     warn!("{line}");
                 }
             }
@@ -66,6 +72,16 @@ fn refused<A: Family>(table: &FlowTable<A>, seen: &mut u64) -> Option<String> {
             table.capacity()
         )
     })
+}
+
+/// What is to be said of a worker.
+fn alarm(alarm: Alarm) -> String {
+    match alarm {
+        Alarm::Stuck { worker, silence } => {
+            format!("{} has given no sign of life for {:.1} s", team::name(worker), silence.as_secs_f64())
+        }
+        Alarm::Recovered { worker } => format!("{} goes on", team::name(worker)),
+    }
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
-//! The daemon of a node: opens the ports, compiles the tables, runs the worker, and follows what changes.
+//! The daemon of a node: opens the ports, compiles the tables, runs the workers, and follows what changes.
 //!
 //! ```text
-//! files ──watch──┐                                   ┌─ Command::Tables ─→ worker (pollux-worker-0)
-//! kernel ─follow─┴→ Shared::apply: view of the node, compile ┤                       │
-//! admin socket ───→ view ←── Handle::ask, in slices ──┴───────────────────────┘
+//! files ──watch──┐                                          ┌─ tables, ports ─→ workers (pollux-worker-N)
+//! kernel ─follow─┴→ Shared: ports, view of the node, compile ┤                       │
+//! admin socket ───→ view ←────────────── Team::ask_all ──────┴───────────────────────┘
 //! ```
 //!
 //! Invariants: a packet sees the tables of one compilation as a whole (UP-01); input that is wrong changes
-//! nothing, and says so; the worker is asked for small pieces of work only; when the agent has stopped, the
+//! nothing, and says so; workers are asked for small pieces of work only; when the agent has stopped, the
 //! machine is as it was before. Threads that are started here live in the network namespace of the thread
 //! that starts the agent, so an agent works in any namespace.
 
 mod admin;
+pub mod capture;
 mod changes;
 mod client;
 pub mod conntrack;
+mod cores;
+mod files;
 mod follow;
 mod full;
 mod input;
@@ -24,6 +27,7 @@ pub mod protocol;
 mod routes;
 mod shared;
 mod stale;
+mod team;
 mod tracking;
 mod view;
 mod watch;
@@ -34,18 +38,18 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use pollux_dataplane::flow::{FlowTable, Sysctls, Timeout, Timeouts};
 use pollux_dataplane::forward::{Forwarder, Settings};
 use pollux_dataplane::nat::fragments::Limits;
-use pollux_dataplane::packet::{V4, V6};
+use pollux_dataplane::packet::{PortId, V4, V6};
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::fault::FaultHandle;
-use pollux_dataplane::port::guard::{Families, Guard, Means};
+use pollux_dataplane::port::guard::{Families, Means};
 use pollux_dataplane::port::memory::MemoryHandle;
 use pollux_dataplane::service::Clients;
 use pollux_dataplane::tables::Tables;
-use pollux_dataplane::worker::{Command, Handle, Worker};
+use pollux_dataplane::worker::{Handle, Worker};
 use tracing::{error, info, warn};
 
 use crate::cli::Failure;
@@ -59,11 +63,11 @@ use crate::kernel::netns::Netns;
 use crate::problem::{Problem, Problems};
 pub use client::{Answer, Client};
 pub use input::{Inputs, Sources};
+use ports::LivePorts;
 pub use shared::State;
 use shared::{Kernel, Shared};
-
-/// Name of the worker's thread.
-pub const WORKER: &str = "pollux-worker-0";
+use team::Team;
+use tracking::Tracked;
 
 /// Buffers of the pool, 2 KiB each: bursts of super-frames, and what waits for neighbours.
 const BUFFERS: usize = 16 * 1024;
@@ -123,11 +127,42 @@ pub struct Running {
     follow: Option<follow::Follower>,
     sweeper: Option<stale::Sweeper>,
     full: Option<full::FullWatch>,
-    worker: Option<JoinHandle<Worker>>,
+    captures: Option<capture::standing::Standing>,
+    workers: Option<Vec<JoinHandle<Worker>>>,
     ended: Receiver<()>,
-    guard: Option<Guard>,
+    named: Handles,
+}
+
+/// The other sides of ports, by name.
+#[derive(Default)]
+struct Handles {
     memory: HashMap<String, MemoryHandle>,
     faults: HashMap<String, FaultHandle>,
+}
+
+/// Starts the thread of a worker, on its processor. `ending` is told when it ends, however it does.
+fn start(
+    number: usize,
+    mut worker: Worker,
+    core: Option<u16>,
+    ending: Sender<()>,
+) -> std::io::Result<JoinHandle<Worker>> {
+    struct Ending(Sender<()>);
+    impl Drop for Ending {
+        fn drop(&mut self) {
+            let _ = self.0.try_send(()); // nobody listens any more
+        }
+    }
+    std::thread::Builder::new().name(team::name(number)).spawn(move || {
+        let _ending = Ending(ending);
+        if let Some(core) = core
+            && let Err(error) = cores::pin(core)
+        {
+            warn!("{} cannot be pinned to processor {core}: {error}", team::name(number));
+        }
+        worker.run();
+        worker
+    })
 }
 
 impl Agent {
@@ -137,7 +172,8 @@ impl Agent {
     /// Exit code 2 for bad input, 4 for what the machine lacks; nothing on the machine was changed then, or
     /// it was undone.
     pub fn start(options: AgentOptions) -> Result<Running, Failure> {
-        Agent::start_with(options, Agent::pool)
+        let receiving = options.inputs.node_config().map_or(0, NodeConfig::buffers_to_receive);
+        Agent::start_with(options, move || Pool::new(BUFFERS + receiving))
     }
 
     /// A pool as an agent has it. It lasts as long as the process.
@@ -158,13 +194,12 @@ impl Agent {
     ) -> Result<Running, Failure> {
         let AgentOptions { inputs, follow, admin, host } = options;
         let config = inputs.node_config().cloned().unwrap_or_default();
-        if config.workers.is_some_and(|workers| workers > 1) {
-            warn!("workers {}: there is one", config.workers.unwrap_or(1));
-        }
         // Checks.
+        cores::check(&config)?;
         let netns = Netns::current().map_err(Failure::environment)?;
         let before = Mirror::dump(&netns).map_err(Failure::environment)?;
         ports::check(&config, &before)?;
+        files::check(ports::count(&config, &before), config.worker_count())?;
         machine::view(&inputs.config, &before)?;
         let settings = settings(&inputs.config);
         check_memory(&settings)?;
@@ -172,7 +207,8 @@ impl Agent {
 
         // Changes; whatever fails from here on undoes them as it is dropped.
         let pool = pool()?;
-        let opened = ports::open(&config, pool)?;
+        let mut ports = LivePorts::new(&config, &netns, pool);
+        let mut opened = ports.open_all(&before.links)?;
         let host = ports::HostRoutes::set_up(&config, &before, &host, &netns)?;
         let kernel = if follows_kernel(&config) {
             Kernel::Mirrored(Mirror::start(&netns).map_err(Failure::environment)?)
@@ -182,25 +218,35 @@ impl Agent {
         let mut forwarder = Forwarder::new(&settings, pool)?;
         let [v4, v6] = fragment_timeouts(&inputs.config);
         forwarder.set_fragment_timeouts(v4, v6);
-        let (mut worker, handle) = Worker::new(forwarder)?;
-        let flows = tracking::FlowTables::of(worker.forwarder());
-        let shared = Shared::new(inputs, kernel, handle, flows, pool, host)?;
+        let flows = tracking::FlowTables::of(&forwarder);
+        let siblings = (1..config.worker_count()).map(|_| forwarder.sibling(rand::random()));
+        let mut forwarders: Vec<Forwarder> = siblings.collect();
+        forwarders.insert(0, forwarder);
+        let (mut workers, handles): (Vec<Worker>, Vec<Handle>) =
+            Worker::team(forwarders)?.into_iter().unzip();
+        let mut named = Handles::default();
+        for port in &mut opened {
+            let name = || config.ports.get(port.id.index()).map(|port| port.name.clone());
+            named.memory.extend(name().zip(port.memory.take()));
+            named.faults.extend(name().zip(port.faults.take()));
+        }
+        let shared = Shared::new(inputs, kernel, Team::new(handles), flows, ports, host)?;
         let tables = Arc::clone(&shared.state().compiled.tables);
         // What is not forwarded needs no memory.
-        tables.v4.as_ref().inspect(|_| worker.forwarder().flows_v4().populate());
-        tables.v6.as_ref().inspect(|_| worker.forwarder().flows_v6().populate());
+        tables.v4.as_ref().inspect(|_| V4::table(&shared.flows).populate());
+        tables.v6.as_ref().inspect(|_| V6::table(&shared.flows).populate());
         let families = families(&tables);
-        worker.forwarder().set_tables(tables);
-        for (id, port) in opened.ports {
-            worker.add_port(id, port);
+        for worker in &mut workers {
+            worker.forwarder().set_tables(Arc::clone(&tables));
         }
-        let guard = ports::guard(&opened.shared, families)?;
-        let (ending, ended) = crossbeam_channel::bounded(0);
-        let thread = std::thread::Builder::new().name(WORKER.to_owned()).spawn(move || {
-            let _ending = ending; // dropped when the thread ends, however it does
-            worker.run();
-            worker
-        })?;
+        for port in opened {
+            let id = port.id;
+            port.shares(workers.len()).into_iter().zip(&mut workers).for_each(|(share, worker)| {
+                share.give(worker, id);
+            });
+        }
+        shared.guard(families)?;
+        let (ending, ended) = crossbeam_channel::bounded(workers.len());
         let mut running = Running {
             shared,
             admin: None,
@@ -208,12 +254,18 @@ impl Agent {
             follow: None,
             sweeper: None,
             full: None,
-            worker: Some(thread),
+            captures: None,
+            workers: Some(Vec::new()),
             ended,
-            guard,
-            memory: opened.memory,
-            faults: opened.faults,
+            named,
         };
+        for (number, worker) in workers.into_iter().enumerate() {
+            let core = config.cores.get(number).copied();
+            let thread = start(number, worker, core, ending.clone())?;
+            running.workers.get_or_insert_default().push(thread);
+        }
+        let numbered = config.ports.iter().enumerate().map(|(number, port)| (PortId(number as u16), port));
+        running.captures = Some(capture::standing::Standing::start(&running.shared, numbered)?);
         running.shared.teach_all();
         running.sweeper = Some(stale::Sweeper::start(&running.shared)?);
         running.full = Some(full::FullWatch::start(&running.shared)?);
@@ -230,9 +282,14 @@ impl Running {
         self.shared.state()
     }
 
-    /// The worker, to ask.
+    /// The first worker, to ask: of what all workers share, or the only one there is.
     pub fn worker(&self) -> &Handle {
-        &self.shared.worker
+        self.shared.team.first()
+    }
+
+    /// All workers, in the order of their numbers.
+    pub fn workers(&self) -> &[Handle] {
+        self.shared.team.handles()
     }
 
     /// Puts other input in force, as when a file has changed.
@@ -245,20 +302,20 @@ impl Running {
 
     /// How the kernel is kept from forwarding; nothing when no port is shared with it.
     pub fn guarded_by(&self) -> Option<Means> {
-        self.guard.as_ref().map(Guard::means)
+        self.shared.guarded_by()
     }
 
     /// The other side of a memory port.
     pub fn memory(&self, port: &str) -> Option<&MemoryHandle> {
-        self.memory.get(port)
+        self.named.memory.get(port)
     }
 
     /// The counters of the bad wire before a port; nothing when it has none.
     pub fn faults(&self, port: &str) -> Option<&FaultHandle> {
-        self.faults.get(port)
+        self.named.faults.get(port)
     }
 
-    /// Becomes ready (disconnected) when the worker has ended by itself, which it never should.
+    /// Becomes ready when a worker has ended by itself, which none ever should.
     pub fn ended(&self) -> &Receiver<()> {
         &self.ended
     }
@@ -275,17 +332,18 @@ impl Running {
         self.follow = None;
         self.sweeper = None;
         self.full = None;
-        let Some(thread) = self.worker.take() else { return };
-        let _ = self.shared.worker.send(Command::Stop);
-        let worker = thread.join();
-        if worker.is_err() {
-            error!("the worker had panicked");
+        self.captures = None;
+        let Some(threads) = self.workers.take() else { return };
+        self.shared.team.stop();
+        let workers: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
+        for (number, _) in workers.iter().enumerate().filter(|(_, worker)| worker.is_err()) {
+            error!("{} had panicked", team::name(number));
         }
         // From here on the kernel forwards again.
-        self.guard = None;
-        // Before the TAP goes, with the worker.
+        self.shared.release();
+        // Before the TAP goes, with its worker.
         self.shared.restore_host();
-        drop(worker);
+        drop(workers);
         info!("stopped");
     }
 }
@@ -302,8 +360,12 @@ impl std::fmt::Debug for Running {
     }
 }
 
+/// Also for the sake of interfaces that come and go.
 fn follows_kernel(config: &NodeConfig) -> bool {
-    config.routes == Source::Kernel || config.neighbours == Source::Kernel
+    let mut ports = config.ports.iter().chain(&config.patterns);
+    ports.any(|port| port.backend.is_on_interface())
+        || config.routes == Source::Kernel
+        || config.neighbours == Source::Kernel
 }
 
 /// The families that Pollux forwards, whose frames are to be kept from the kernel.

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::capture::CaptureRequest;
 use super::conntrack::{Action, FlowFilter};
 
 /// Where a running agent listens when nothing else is said.
@@ -41,6 +42,9 @@ pub enum Request {
         #[serde(default)]
         filter: FlowFilter,
     },
+    /// Frames as they pass: [`CaptureItem`](super::capture::CaptureItem)s until enough have come or the client ends it,
+    /// which it does by sending nothing more (it shuts its side of the connection).
+    Capture(CaptureRequest),
 }
 
 /// A line of an answer.
@@ -262,6 +266,8 @@ pub struct PortItem {
     pub backend: String,
     /// The interface behind it.
     pub interface: String,
+    /// How it is.
+    pub state: PortState,
     /// Its link address.
     pub link_address: String,
     /// Largest IP packet, bytes.
@@ -271,6 +277,20 @@ pub struct PortItem {
     /// Its counters.
     #[serde(flatten)]
     pub counters: PortCounters,
+}
+
+/// How a port is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    /// It is open and has a carrier, as far as its backend knows of one.
+    Up,
+    /// It is open, and its interface is down or has no carrier.
+    Down,
+    /// Its interface is not there; it is opened when that comes.
+    Absent,
+    /// It could not be opened: `error` says why. It is tried again.
+    Failed,
 }
 
 /// A port's counters since the start.
@@ -324,18 +344,21 @@ pub struct NamedPort {
     pub counters: PortCounters,
 }
 
-/// One worker's counters since the start.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// One worker's counters since the start. What all workers share (flows, clients of session affinity, buffers) stands
+/// with the first, so that sums over the workers are right.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "as in `pollux_dataplane::stats::Stats` and `flow::Counters`")]
 pub struct WorkerItem {
     pub name: String,
     pub received: u64,
     pub originated: u64,
     pub split: u64,
+    pub taken: u64,
     pub transmitted: u64,
     pub delivered: u64,
     pub held: u64,
     pub joined: u64,
+    pub handed: u64,
     pub dropped: u64,
     pub flows: u64,
     pub flows_capacity: u64,

@@ -1,4 +1,4 @@
-//! What the agent's threads share: what is in force, the worker's handle, and the one way to change
+//! What the agent's threads share: what is in force, the workers' handles, and the one way to change
 //! something.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,25 +11,27 @@ use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
 use pollux_dataplane::packet::{Address, Family, LinkAddr, PortId, V4, V6};
 use pollux_dataplane::pool::Pool;
+use pollux_dataplane::port::guard::{Families, Means};
 use pollux_dataplane::route::{Learned, Neighbours};
-use pollux_dataplane::worker::{Command, Handle, Worker};
+use pollux_dataplane::worker::Worker;
 use tracing::{debug, info, warn};
 
 use super::input::Inputs;
-use super::ports::HostRoutes;
+use super::ports::{Attached, Counted, HostRoutes, LivePorts, Status};
 use super::routes::Routes;
+use super::team::Team;
 use super::tracking::FlowTables;
 use super::{changes, machine};
 use crate::compile::{Compiled, Compiler};
-use crate::config::NodeConfig;
-use crate::config::node::Source;
+use crate::config::node::{PortConfig, Source};
+use crate::config::{Config, NodeConfig};
 use crate::kernel::mirror::Mirror;
 use crate::kernel::state::{Changes, FamilyState, KernelState, NeighbourKey, NeighbourState};
 use crate::node::NodeView;
 use crate::problem::{Problem, Problems};
 use crate::translate;
 
-/// Neighbours that the worker learns at a time.
+/// Neighbours that a worker learns at a time.
 const LESSON: usize = 128;
 
 /// What is in force.
@@ -37,6 +39,10 @@ const LESSON: usize = 128;
 pub struct State {
     /// The input.
     pub inputs: Inputs,
+    /// Its configuration with the ports that there are, each at the place of its number.
+    pub config: Arc<Config>,
+    /// How each port is, by number.
+    pub(super) ports: Vec<Option<Status>>,
     /// The node, with everything that its configuration leaves to the kernel.
     pub view: NodeView,
     /// What was compiled from them.
@@ -63,8 +69,10 @@ impl Kernel {
 }
 
 pub(super) struct Shared {
-    pub(super) worker: Handle,
+    pub(super) team: Team,
     pub(super) flows: FlowTables,
+    /// What the ports count.
+    pub(super) counted: Arc<Counted>,
     pub(super) pool: &'static Pool,
     pub(super) started: Instant,
     pub(super) kernel: Kernel,
@@ -83,12 +91,22 @@ pub(super) struct Shared {
 /// What follows the changes.
 struct Changing {
     compiler: Compiler,
+    ports: LivePorts,
     /// The tables that follow the kernel's routes, if they do.
     routes: Option<Routes>,
     /// The host's routes to service addresses.
     host: HostRoutes,
     /// Whether they lead to the addresses in force.
     leads: bool,
+}
+
+/// What has become of the ports.
+#[derive(Default)]
+struct Moved {
+    /// To be given to the workers when the tables know them.
+    opened: Vec<Attached>,
+    /// Whether anything may be different.
+    any: bool,
 }
 
 /// A neighbour to be learnt, or forgotten when there is no link address.
@@ -99,33 +117,43 @@ impl Shared {
     pub(super) fn new(
         inputs: Inputs,
         kernel: Kernel,
-        worker: Handle,
+        team: Team,
         flows: FlowTables,
-        pool: &'static Pool,
+        ports: LivePorts,
         mut host: HostRoutes,
     ) -> Result<Arc<Shared>, crate::cli::Failure> {
         let began = Instant::now();
-        let (view, routes, warnings) = kernel.read(|state| machine::followed(&inputs.config, state))?;
+        let config = Arc::new(ports.configuration(&inputs.config));
+        let (view, routes, warnings) = kernel.read(|state| machine::followed(&config, state))?;
         super::report(&warnings);
         let mut compiler = Compiler::default();
         let changes = translate::Changes::all(&inputs.cluster);
-        let compiled = compiler.update(&inputs.cluster, &inputs.config, &inputs.node, &view, &changes);
+        let compiled = compiler.update(&inputs.cluster, &config, &inputs.node, &view, &changes);
         super::report(&compiled.reports);
         log_in_force(&inputs, began.elapsed());
         host.lead(&compiled.tables).map_err(crate::cli::Failure::environment)?;
         let forwards_v6 = compiled.tables.v6.is_some();
-        let state = State { inputs, view, compiled, number: 1, since: Timestamp::now() };
+        let state = State {
+            inputs,
+            config,
+            ports: ports.statuses(),
+            view,
+            compiled,
+            number: 1,
+            since: Timestamp::now(),
+        };
         Ok(Arc::new(Shared {
-            worker,
+            team,
             flows,
-            pool,
+            counted: Arc::clone(ports.counted()),
+            pool: ports.pool(),
             started: began,
             kernel,
             state: RwLock::new(Arc::new(state)),
             forwards_v6,
             sweep: crossbeam_channel::bounded(1),
             swept: AtomicU64::new(0),
-            changing: Mutex::new(Changing { compiler, routes, host, leads: true }),
+            changing: Mutex::new(Changing { compiler, ports, routes, host, leads: true }),
         }))
     }
 
@@ -148,20 +176,20 @@ impl Shared {
         if !fixed.is_empty() {
             return Err(Problems(fixed));
         }
-        let view = if inputs.config == old.inputs.config {
-            old.view.clone()
+        let (config, view) = if inputs.config == old.inputs.config {
+            (Arc::clone(&old.config), old.view.clone())
         } else {
+            let config = Arc::new(changing.ports.configuration(&inputs.config));
             let changes = Changes::default();
             let routes = changing.routes.as_mut();
-            let (view, warnings) = self
-                .kernel
-                .read(|state| machine::changed(&inputs.config, state, &changes, routes, &old.view))?;
+            let (view, warnings) =
+                self.kernel.read(|state| machine::changed(&config, state, &changes, routes, &old.view))?;
             super::report(&warnings);
-            view
+            (config, view)
         };
         let cluster = Arc::clone(&inputs.cluster);
         let changed = translate::Changes::between(&old.inputs.cluster, &cluster);
-        self.put_in_force(inputs, view, &old, &mut changing, &changed)?;
+        self.put_in_force(inputs, config, view, &old, &mut changing, &changed)?;
         changes::log(&changes::between(&old.inputs.cluster, &cluster, &changed));
         Ok(())
     }
@@ -170,15 +198,35 @@ impl Shared {
     pub(super) fn kernel_changed(&self, changes: &Changes) {
         let mut changing = self.change();
         let old = self.state();
+        // Without ports that come and go, the links are only what the routes rest on.
+        let moved = match changes.links {
+            true => self.follow_links(&mut changing),
+            false => Moved::default(),
+        };
+        let follows_routes = changing.routes.is_some();
         let routing = changes.links
-            || changes.v4.addresses
-            || changes.v6.addresses
-            || !changes.v4.routes.is_empty()
-            || !changes.v6.routes.is_empty();
-        if routing && let Err(problems) = self.follow_routing(changes, &old, &mut changing) {
+            || follows_routes
+                && (changes.v4.addresses
+                    || changes.v6.addresses
+                    || !changes.v4.routes.is_empty()
+                    || !changes.v6.routes.is_empty());
+        let mut opened = moved.opened;
+        if routing && let Err(problems) = self.follow_routing(changes, moved.any, &old, &mut changing) {
             warn!("the kernel's changes cannot be taken over, the old tables stay: {problems}");
+            changing.ports.give_up(&opened, &problems.to_string());
+            opened.clear();
         }
-        let node = old.inputs.node_config();
+        let ports: BTreeSet<PortId> = opened.iter().map(|port| port.id).collect();
+        for port in opened {
+            if self.team.add_port(port).is_err() {
+                return; // whoever runs the agent is told otherwise
+            }
+        }
+        if !ports.is_empty() {
+            self.teach_those(|port| ports.contains(&port));
+        }
+        let state = self.state();
+        let node = state.config.node.as_ref();
         if let Some(node) = node.filter(|node| node.neighbours == Source::Kernel) {
             let lessons = self.kernel.read(|kernel| {
                 let mut all = lessons(kernel, &kernel.v4, node, changes.v4.neighbours.iter());
@@ -189,34 +237,79 @@ impl Shared {
         }
     }
 
+    /// Closes the ports whose interface has gone, and opens those whose interface has come.
+    fn follow_links(&self, changing: &mut Changing) -> Moved {
+        // A copy: opening ports takes longer than the kernel's follower may wait.
+        let links = self.kernel.read(|kernel| kernel.links.clone());
+        let Ok(closed) = changing.ports.close_gone(&links, &self.team) else { return Moved::default() };
+        let had_failed = changing.ports.has_failed();
+        let opened = changing.ports.open_missing(&links);
+        let any = closed || !opened.is_empty() || had_failed || changing.ports.has_failed();
+        Moved { opened, any }
+    }
+
+    /// Whether there are ports that could not be opened.
+    pub(super) fn has_failed_ports(&self) -> bool {
+        self.change().ports.has_failed()
+    }
+
     fn follow_routing(
         &self,
         changes: &Changes,
+        ports_moved: bool,
         old: &State,
         changing: &mut Changing,
     ) -> Result<(), Problems> {
+        let config = match ports_moved {
+            true => Arc::new(changing.ports.configuration(&old.inputs.config)),
+            false => Arc::clone(&old.config),
+        };
         let routes = changing.routes.as_mut();
-        let (view, _) = self
-            .kernel
-            .read(|state| machine::changed(&old.inputs.config, state, changes, routes, &old.view))?;
-        if machine::is_same(&view, &old.view) {
+        let (view, _) =
+            self.kernel.read(|state| machine::changed(&config, state, changes, routes, &old.view))?;
+        let same_ports = !ports_moved || changing.ports.statuses() == old.ports;
+        if machine::is_same(&view, &old.view) && same_ports {
             return Ok(());
         }
         info!("the kernel's links, addresses or routes changed");
-        self.put_in_force(old.inputs.clone(), view, old, changing, &translate::Changes::default())
+        self.put_in_force(old.inputs.clone(), config, view, old, changing, &translate::Changes::default())
     }
 
-    /// Teaches the worker all neighbours that are known from the configuration or the kernel.
+    /// Teaches the workers all neighbours that are known from the configuration or the kernel.
     pub(super) fn teach_all(&self) {
+        self.teach_those(|_| true);
+    }
+
+    /// Those behind these ports.
+    fn teach_those(&self, meant: impl Fn(PortId) -> bool) {
         let state = self.state();
         let mut all: Vec<Lesson> = listed(&state.view).into_iter().map(to_learn).collect();
-        if let Some(node) = state.inputs.node_config().filter(|node| node.neighbours == Source::Kernel) {
+        if let Some(node) = state.config.node.as_ref().filter(|node| node.neighbours == Source::Kernel) {
             self.kernel.read(|kernel| {
                 all.extend(lessons(kernel, &kernel.v4, node, kernel.v4.neighbours.keys()));
                 all.extend(lessons(kernel, &kernel.v6, node, kernel.v6.neighbours.keys()));
             });
         }
+        all.retain(|(port, ..)| meant(*port));
         self.teach(all);
+    }
+
+    /// Keeps the kernel from forwarding at the ports that it shares.
+    ///
+    /// # Errors
+    /// Exit code 4 when it allows no means.
+    pub(super) fn guard(&self, families: Families) -> Result<(), crate::cli::Failure> {
+        self.change().ports.guard(families)
+    }
+
+    /// How it is kept from it; nothing when no port is shared with it.
+    pub(super) fn guarded_by(&self) -> Option<Means> {
+        self.change().ports.guarded_by()
+    }
+
+    /// Lets it forward again.
+    pub(super) fn release(&self) {
+        self.change().ports.release();
     }
 
     /// Puts the host's side of the host port back.
@@ -224,22 +317,30 @@ impl Shared {
         self.change().host.restore();
     }
 
+    /// Whether the interface behind a port has a carrier; as far as is known.
+    pub(super) fn has_link(&self, port: &PortConfig) -> bool {
+        let is_up =
+            |kernel: &KernelState| kernel.link(&port.interface).is_none_or(|link| link.up && link.carrier);
+        !port.backend.is_on_interface() || self.kernel.read(is_up)
+    }
+
     fn change(&self) -> MutexGuard<'_, Changing> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compiles what has changed, and gives the worker the result: at once as a whole.
+    /// Compiles what has changed, and gives the workers the result: to each at once as a whole.
     fn put_in_force(
         &self,
         inputs: Inputs,
+        config: Arc<Config>,
         view: NodeView,
         old: &State,
         changing: &mut Changing,
         changes: &translate::Changes,
     ) -> Result<(), Problems> {
         let began = Instant::now();
-        let Inputs { config, cluster, node } = &inputs;
-        let mut compiled = changing.compiler.update(cluster, config, node, &view, changes);
+        let Inputs { cluster, node, .. } = &inputs;
+        let mut compiled = changing.compiler.update(cluster, &config, node, &view, changes);
         // The kernel would forward it as well.
         if let Some(tables) = Arc::get_mut(&mut compiled.tables).filter(|_| !self.forwards_v6)
             && tables.v6.take().is_some()
@@ -247,10 +348,10 @@ impl Shared {
         {
             warn!("the node has got an IPv6 address: IPv6 is forwarded from the next start on");
         }
-        if self.worker.send(Command::Tables(Arc::clone(&compiled.tables))).is_err() {
-            return Err(Problems(vec![problem("", "the worker has stopped".to_owned())]));
+        if self.team.put_in_force(&compiled.tables).is_err() {
+            return Err(Problems(vec![problem("", "a worker has stopped".to_owned())]));
         }
-        self.worker.collect();
+        self.team.collect();
         log_in_force(&inputs, began.elapsed());
         // What was said of the state before is not said again.
         let known: BTreeSet<_> = old.compiled.reports.iter().map(|one| (&one.object, &one.text)).collect();
@@ -268,7 +369,15 @@ impl Shared {
         }
         let lessons = differences(&listed(&old.view), &listed(&view));
         let sweep = compiled.udp != old.compiled.udp;
-        let state = State { inputs, view, compiled, number: old.number + 1, since: Timestamp::now() };
+        let state = State {
+            inputs,
+            config,
+            ports: changing.ports.statuses(),
+            view,
+            compiled,
+            number: old.number + 1,
+            since: Timestamp::now(),
+        };
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
         if sweep {
             // Full: it is asked for already, and has not begun.
@@ -281,9 +390,8 @@ impl Shared {
     fn teach(&self, lessons: Vec<Lesson>) {
         for some in lessons.chunks(LESSON) {
             let some = some.to_vec();
-            let taught = self.worker.send(Command::Run(Box::new(move |worker| learn(worker, &some))));
-            if taught.is_err() {
-                return; // the worker has stopped; whoever runs the agent is told otherwise
+            if self.team.tell_all(move |worker| learn(worker, &some)).is_err() {
+                return; // a worker has stopped; whoever runs the agent is told otherwise
             }
         }
     }
@@ -309,8 +417,9 @@ fn fixed_differences(old: &Inputs, new: &Inputs) -> Vec<Problem> {
     let (before, after) = (old.node_config().unwrap_or(&none), new.node_config().unwrap_or(&none));
     let source = |config: &NodeConfig| (config.routes == Source::Kernel, config.neighbours == Source::Kernel);
     let fixed = [
-        ("Node", "ports", before.ports == after.ports),
+        ("Node", "ports", before.ports == after.ports && before.patterns == after.patterns),
         ("Node", "workers", before.workers == after.workers),
+        ("Node", "cores", before.cores == after.cores),
         ("Node", "flowTable.connections", before.connections == after.connections),
         ("Node", "affinity.clients", before.clients == after.clients),
         ("Node", "sysctl", before.sysctl == after.sysctl),

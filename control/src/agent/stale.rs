@@ -85,7 +85,7 @@ fn sweep_by_state(shared: &Shared) -> Result<(), Ended> {
     let state = shared.state();
     let compiled = &state.compiled;
     let all = &compiled.tables;
-    if !tracking::in_force(&shared.worker, all)? {
+    if !tracking::in_force(&shared.team, all)? {
         return Err(Ended::Overtaken);
     }
     let mut removed = 0;
@@ -108,10 +108,10 @@ fn sweep_family<A: Tracked>(
     ports: &ServicePorts<A>,
 ) -> Result<u64, Ended> {
     let mut removed = 0;
-    let swept = tracking::pieces::<A, Ended>(&shared.flows, &shared.worker, |flows| {
+    let swept = tracking::pieces::<A, Ended>(&shared.flows, &shared.team, |flows| {
         let stale = flows.iter().filter(|flow| is_stale(tables, ports, &flow.original, &flow.reply));
         let stale: Vec<EntryRef> = stale.map(|flow| flow.entry).collect();
-        match tracking::remove::<A>(&shared.flows, &shared.worker, &stale, Some(all)) {
+        match tracking::remove::<A>(&shared.flows, &shared.team, &stale, Some(all)) {
             Ok(Removed::Gone(gone)) => {
                 removed += gone.len() as u64;
                 shared.swept.fetch_add(gone.len() as u64, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! The flow tables from outside of the worker's thread (CT-11): read where they lie, in pieces; what is to be
-//! removed is removed by the worker, a few connections at a time, so that it waits for nobody.
+//! The flow tables from outside of the workers' threads (CT-11): read where they lie, in pieces; what is to be
+//! removed is removed by a worker, a few connections at a time, so that it waits for nobody.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -8,7 +8,9 @@ use pollux_dataplane::flow::{EntryRef, FlowInfo, FlowTable, Tick};
 use pollux_dataplane::forward::Forwarder;
 use pollux_dataplane::packet::{Family, V4, V6};
 use pollux_dataplane::tables::{FamilyTables, Tables};
-use pollux_dataplane::worker::{Handle, Stopped};
+use pollux_dataplane::worker::Stopped;
+
+use super::team::Team;
 
 /// Slots of a table that are looked at in one piece.
 const PIECE: usize = 512;
@@ -16,7 +18,7 @@ const PIECE: usize = 512;
 /// Connections that the worker removes in one piece: some tens of microseconds.
 const REMOVALS: usize = 64;
 
-/// The flow tables of a worker.
+/// The flow tables that all workers share.
 pub(super) struct FlowTables {
     v4: Arc<FlowTable<V4>>,
     v6: Arc<FlowTable<V6>>,
@@ -58,12 +60,12 @@ impl FlowTables {
 /// Calls `see` with the connections of a table, piece by piece, until it breaks off.
 pub(super) fn pieces<A: Tracked, B>(
     tables: &FlowTables,
-    worker: &Handle,
+    team: &Team,
     mut see: impl FnMut(Vec<FlowInfo<A>>) -> ControlFlow<B>,
 ) -> ControlFlow<B> {
     let mut cursor = Some(0);
     while let Some(from) = cursor {
-        let (flows, next) = A::table(tables).list(from, PIECE, Tick::from(worker.now()));
+        let (flows, next) = A::table(tables).list(from, PIECE, Tick::from(team.now()));
         cursor = next;
         see(flows)?;
     }
@@ -78,20 +80,21 @@ pub(super) enum Removed {
     Overtaken,
 }
 
-/// Has the worker remove connections: only while `by` are the tables in force, if they are given.
+/// Has a worker remove connections: only while `by` are the tables in force, if they are given. It is the first
+/// worker, which has new tables before the others ([`Team::put_in_force`]).
 ///
 /// # Errors
 /// When the worker has stopped.
 pub(super) fn remove<A: Tracked>(
     tables: &FlowTables,
-    worker: &Handle,
+    team: &Team,
     flows: &[EntryRef],
     by: Option<&Arc<Tables>>,
 ) -> Result<Removed, Stopped> {
     let mut gone = Vec::with_capacity(flows.len());
     for some in flows.chunks(REMOVALS) {
         let (table, some, by) = (Arc::clone(A::table(tables)), some.to_vec(), by.cloned());
-        let removed = worker.ask(move |worker| {
+        let removed = team.first().ask(move |worker| {
             if by.is_some_and(|by| !Arc::ptr_eq(worker.forwarder().tables(), &by)) {
                 return None;
             }
@@ -105,12 +108,13 @@ pub(super) fn remove<A: Tracked>(
     Ok(Removed::Gone(gone))
 }
 
-/// Whether these tables are in force with the worker: then every connection that is made from now on is made
+/// Whether these tables are in force with all workers: then every connection that is made from now on is made
 /// by them, or by newer ones.
 ///
 /// # Errors
-/// When the worker has stopped.
-pub(super) fn in_force(worker: &Handle, tables: &Arc<Tables>) -> Result<bool, Stopped> {
+/// When a worker has stopped.
+pub(super) fn in_force(team: &Team, tables: &Arc<Tables>) -> Result<bool, Stopped> {
     let tables = Arc::clone(tables);
-    worker.ask(move |worker| Arc::ptr_eq(worker.forwarder().tables(), &tables))
+    let all = team.ask_all(move |worker| Arc::ptr_eq(worker.forwarder().tables(), &tables))?;
+    Ok(all.into_iter().all(|is| is))
 }

@@ -1,25 +1,30 @@
-//! What is in force, as the items of the admin socket. What lies with the worker is asked for in pieces, and
+//! What is in force, as the items of the admin socket. What lies with the workers is asked for in pieces, and
 //! named here, on the asking thread.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use pollux_dataplane::flow::{Counters, FlowInfo, FlowKey};
-use pollux_dataplane::packet::{Family, PortId, Prefix, V4, V6};
-use pollux_dataplane::route::{AdjacencyId, Neighbours, RouteKind};
-use pollux_dataplane::stats::{Drops, PortStats, Reason};
+use pollux_dataplane::flow::{Counters, FlowInfo, FlowKey, NextHopRef};
+use pollux_dataplane::forward::{Forwarder, NextHop};
+use pollux_dataplane::packet::{Family, LinkAddr, PortId, Prefix, V4, V6};
+use pollux_dataplane::route::{Neighbours, RouteKind};
+use pollux_dataplane::stats::{Drops, PortStats, Reason, Stats};
 use pollux_dataplane::tables::{FamilyTables, Ports};
 use serde_json::{Value, json};
 
-use super::WORKER;
-use super::ports::backend_name;
+use super::ports::{Status, backend_name};
 use super::protocol::{
     DropItem, EndpointsItem, Filter, FlowItem, NamedPort, NeighbourItem, NextHopItem, PortCounters, PortItem,
-    RouteItem, ServiceItem, ServicePortItem, StatsItem, TupleItem, WorkerItem,
+    PortState, RouteItem, ServiceItem, ServicePortItem, StatsItem, TupleItem, WorkerItem,
 };
 use super::shared::{Shared, State};
+use super::team;
+use super::tracking::Tracked;
 use crate::cluster::{IpPrefix, Service, ServiceType, TrafficPolicy, parse_address};
-use crate::config::node::{Role, Source};
+use crate::config::NodeConfig;
+use crate::config::node::{Backend, PortConfig, Role, Source};
 use crate::config::proxy::DetectLocal;
 use crate::translate::{ServicePortRules, ServicePorts, endpoint_name};
 
@@ -154,22 +159,52 @@ fn port_name(ports: &Ports, id: PortId) -> Option<String> {
     ports.get(id).map(|port| port.name.clone())
 }
 
-/// The neighbours; nothing when the worker has stopped.
+/// The neighbours, each as the worker knows it that knows most; nothing when a worker has stopped.
 pub(super) fn neighbours(shared: &Shared, state: &State, filter: &Filter) -> Option<Vec<NeighbourItem>> {
-    type Seen = (PortId, IpAddr, Option<String>, &'static str, usize);
-    fn of<A: Family>(neighbours: &Neighbours<A>) -> Vec<Seen> {
-        let seen = neighbours.iter().map(|one| {
-            let link = one.link.map(|link| link.to_string());
-            (one.port, one.address.into(), link, one.state.name(), one.held)
-        });
-        seen.collect()
+    struct Seen {
+        place: (PortId, IpAddr),
+        link: Option<LinkAddr>,
+        state: &'static str,
+        held: usize,
     }
-    let v4 = shared.worker.ask(|worker| of(worker.forwarder().neighbours_v4())).ok()?;
-    let v6 = shared.worker.ask(|worker| of(worker.forwarder().neighbours_v6())).ok()?;
+    fn of<A: Family>(neighbours: &Neighbours<A>) -> impl Iterator<Item = Seen> {
+        neighbours.iter().map(|one| Seen {
+            place: (one.port, one.address.into()),
+            link: one.link,
+            state: one.state.name(),
+            held: one.held,
+        })
+    }
+    let asked = shared.team.ask_all(|worker| {
+        let forwarder = worker.forwarder();
+        let mut seen: Vec<Seen> = of(forwarder.neighbours_v4()).collect();
+        seen.extend(of(forwarder.neighbours_v6()));
+        seen
+    });
+    let mut known = BTreeMap::<(PortId, IpAddr), Seen>::new();
+    for one in asked.ok()?.into_iter().flatten() {
+        match known.entry(one.place) {
+            Entry::Vacant(place) => {
+                place.insert(one);
+            }
+            Entry::Occupied(mut first) => {
+                let first = first.get_mut();
+                if first.link.is_none() && one.link.is_some() {
+                    (first.link, first.state) = (one.link, one.state);
+                }
+                first.held += one.held;
+            }
+        }
+    }
     let ports = &state.compiled.tables.ports;
-    let items = v4.into_iter().chain(v6).filter_map(|(port, address, link_address, state, held)| {
-        let port = port_name(ports, port)?;
-        Some(NeighbourItem { address, link_address, port, state: state.to_owned(), held })
+    let items = known.into_values().filter_map(|one| {
+        Some(NeighbourItem {
+            address: one.place.1,
+            link_address: one.link.map(|link| link.to_string()),
+            port: port_name(ports, one.place.0)?,
+            state: one.state.to_owned(),
+            held: one.held,
+        })
     });
     let meant = |item: &NeighbourItem| {
         filter.names_item(&item.address.to_string())
@@ -181,18 +216,39 @@ pub(super) fn neighbours(shared: &Shared, state: &State, filter: &Filter) -> Opt
     Some(items)
 }
 
-/// The ports; nothing when the worker has stopped.
+/// The ports that there are, with their numbers; those that are only a place in other ports are left out.
+fn present(state: &State) -> impl Iterator<Item = (PortId, &PortConfig, &Status)> {
+    let configured = state.config.node.iter().flat_map(|node| &node.ports);
+    let all = configured.zip(&state.ports).enumerate();
+    all.filter_map(|(number, (config, status))| {
+        let status = status.as_ref().filter(|_| config.backend != Backend::Ipip)?;
+        Some((PortId(number as u16), config, status))
+    })
+}
+
+/// The ports; nothing when a worker has stopped.
 pub(super) fn ports(shared: &Shared, state: &State, filter: &Filter) -> Option<Vec<PortItem>> {
-    let counters = shared.worker.ask(|worker| worker.port_stats()).ok()?;
+    let counters = shared.counted.read(&shared.team).ok()?;
     let tables = &state.compiled.tables;
-    let configured = state.inputs.node_config().map(|node| node.ports.as_slice()).unwrap_or_default();
-    let items = counters.into_iter().filter_map(|(id, stats, error)| {
-        let (info, config) = (tables.ports.get(id)?, configured.get(id.index())?);
+    let items = present(state).filter_map(|(id, config, status)| {
+        let info = tables.ports.get(id)?;
+        let (stats, error) = counters.get(id.index()).cloned().unwrap_or_default();
+        let mut counters = port_counters(&stats, error);
+        let word = match status {
+            Status::Open if shared.has_link(config) => PortState::Up,
+            Status::Open => PortState::Down,
+            Status::Absent => PortState::Absent,
+            Status::Failed(why) => {
+                counters.error = Some(why.clone());
+                PortState::Failed
+            }
+        };
         Some(PortItem {
             name: info.name.clone(),
             role: role_name(config.role).to_owned(),
             backend: backend_name(config.backend).to_owned(),
             interface: config.interface.clone(),
+            state: word,
             link_address: info.link_address.to_string(),
             mtu_bytes: info.mtu,
             addresses: tables
@@ -201,7 +257,7 @@ pub(super) fn ports(shared: &Shared, state: &State, filter: &Filter) -> Option<V
                 .flat_map(|tables| addresses(tables, id))
                 .chain(tables.v6.iter().flat_map(|tables| addresses(tables, id)))
                 .collect(),
-            counters: port_counters(&stats, error),
+            counters,
         })
     });
     Some(items.filter(|item| filter.names_item(&item.name)).collect())
@@ -234,9 +290,10 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// The drop reasons that were met, or that are named; nothing when the worker has stopped.
+/// The drop reasons that were met, or that are named; nothing when a worker has stopped.
 pub(super) fn drops(shared: &Shared, filter: &Filter) -> Option<Vec<DropItem>> {
-    let dropped = shared.worker.ask(|worker| worker.stats().dropped).ok()?;
+    let all = shared.team.ask_all(|worker| worker.stats()).ok()?;
+    let dropped = all.iter().fold(Stats::default(), |sum, one| sum.plus(one)).dropped;
     let met = drop_items(&dropped, |reason, count| {
         filter.names_item(reason.name()) && (count > 0 || !filter.names.is_empty())
     });
@@ -254,68 +311,83 @@ fn drop_items(dropped: &Drops, meant: impl Fn(Reason, u64) -> bool) -> Vec<DropI
         .collect()
 }
 
-/// All counters; nothing when the worker has stopped.
+/// All counters; nothing when a worker has stopped.
 pub(super) fn stats(shared: &Shared) -> Option<StatsItem> {
-    let asked = shared.worker.ask(|worker| {
-        let (stats, ports) = (worker.stats(), worker.port_stats());
+    let asked = shared.team.ask_all(|worker| {
         let forwarder = worker.forwarder();
         let neighbours = forwarder.neighbours_v4().len() + forwarder.neighbours_v6().len();
-        let (v4, v6) = (forwarder.flows_v4(), forwarder.flows_v6());
-        let flows = (v4.len() + v6.len(), v4.capacity() + v6.capacity());
-        let flow_counters = [v4.counters(), v6.counters()];
-        let (v4, v6) = (forwarder.clients_v4(), forwarder.clients_v6());
-        let clients = (
-            (v4.len() + v6.len()) as u64,
-            (v4.capacity() + v6.capacity()) as u64,
-            v4.refused() + v6.refused(),
-        );
-        (stats, ports, neighbours, flows, flow_counters, clients)
+        (worker.stats(), neighbours as u64)
     });
-    let (stats, ports, neighbours, (flows, capacity), [v4, v6], clients) = asked.ok()?;
-    let of = |field: fn(&Counters) -> u64| field(&v4) + field(&v6);
-    let names = &shared.state().compiled.tables.ports;
-    let worker = WorkerItem {
-        name: WORKER.to_owned(),
-        received: stats.received,
-        originated: stats.originated,
-        split: stats.split,
-        transmitted: stats.transmitted,
-        delivered: stats.delivered,
-        held: stats.held,
-        joined: stats.joined,
-        dropped: stats.dropped.total(),
-        flows: flows as u64,
-        flows_capacity: capacity as u64,
+    let asked = asked.ok()?;
+    let mut workers: Vec<WorkerItem> = asked
+        .iter()
+        .enumerate()
+        .map(|(number, (stats, neighbours))| WorkerItem {
+            name: team::name(number),
+            received: stats.received,
+            originated: stats.originated,
+            split: stats.split,
+            taken: stats.taken,
+            transmitted: stats.transmitted,
+            delivered: stats.delivered,
+            held: stats.held,
+            joined: stats.joined,
+            handed: stats.handed,
+            dropped: stats.dropped.total(),
+            neighbours: *neighbours,
+            ..WorkerItem::default()
+        })
+        .collect();
+    let first = workers.first_mut()?;
+    *first = with_shared(shared, std::mem::take(first))?;
+    let ports = shared.counted.read(&shared.team).ok()?;
+    let state = shared.state();
+    let named = present(&state).map(|(id, config, _)| {
+        let (stats, error) = ports.get(id.index()).cloned().unwrap_or_default();
+        NamedPort { name: config.name.clone(), counters: port_counters(&stats, error) }
+    });
+    let dropped = asked.iter().fold(Stats::default(), |sum, (one, _)| sum.plus(one)).dropped;
+    Some(StatsItem {
+        time: Timestamp::now(),
+        uptime_seconds: shared.started.elapsed().as_secs_f64(),
+        workers,
+        ports: named.collect(),
+        drops: drop_items(&dropped, |_, count| count > 0),
+    })
+}
+
+/// `first` with what all workers share. Nothing when it has stopped.
+fn with_shared(shared: &Shared, first: WorkerItem) -> Option<WorkerItem> {
+    let (v4, v6) = (V4::table(&shared.flows), V6::table(&shared.flows));
+    let counters = [v4.counters(), v6.counters()];
+    let of = |field: fn(&Counters) -> u64| counters.iter().map(field).sum();
+    let clients = shared.team.first().ask(|worker| {
+        let forwarder = worker.forwarder();
+        let (v4, v6) = (forwarder.clients_v4(), forwarder.clients_v6());
+        [v4.len() + v6.len(), v4.capacity() + v6.capacity(), (v4.refused() + v6.refused()) as usize]
+            .map(|number| number as u64)
+    });
+    let [affinity_clients, affinity_capacity, affinity_refused] = clients.ok()?;
+    Some(WorkerItem {
+        flows: (v4.len() + v6.len()) as u64,
+        flows_capacity: (v4.capacity() + v6.capacity()) as u64,
         flows_inserted: of(|counters| counters.inserted),
         flows_expired: of(|counters| counters.expired),
         flows_evicted: of(|counters| counters.evicted),
         flows_removed: of(|counters| counters.removed),
         flows_refused: of(|counters| counters.refused),
-        affinity_clients: clients.0,
-        affinity_capacity: clients.1,
-        affinity_refused: clients.2,
-        neighbours: neighbours as u64,
+        affinity_clients,
+        affinity_capacity,
+        affinity_refused,
         buffers_free: shared.pool.available() as u64,
         buffers: shared.pool.capacity() as u64,
-    };
-    Some(StatsItem {
-        time: Timestamp::now(),
-        uptime_seconds: shared.started.elapsed().as_secs_f64(),
-        workers: vec![worker],
-        ports: ports
-            .into_iter()
-            .filter_map(|(id, stats, error)| {
-                Some(NamedPort { name: port_name(names, id)?, counters: port_counters(&stats, error) })
-            })
-            .collect(),
-        drops: drop_items(&stats.dropped, |_, count| count > 0),
+        ..first
     })
 }
 
 /// What the configuration has come to.
 pub(super) fn config(state: &State) -> Value {
     let proxy = &state.inputs.config.proxy;
-    let ports = state.inputs.node_config().map(|node| node.ports.as_slice()).unwrap_or_default();
     let source = |kernel: Option<bool>| match kernel {
         Some(true) => "kernel",
         _ => "listed",
@@ -335,7 +407,10 @@ pub(super) fn config(state: &State) -> Value {
         "masquerade_mark": format!("{:#x}", state.compiled.tables.masquerade.mark),
         "routes": source(node.map(|node| node.routes == Source::Kernel)),
         "neighbours": source(node.map(|node| node.neighbours == Source::Kernel)),
-        "ports": ports.iter().map(|port| port.name.as_str()).collect::<Vec<_>>(),
+        "workers": node.map_or(1, NodeConfig::worker_count),
+        "cores": node.map(|node| node.cores.as_slice()).unwrap_or_default(),
+        "ports": present(state).map(|(_, port, _)| port.name.as_str()).collect::<Vec<_>>(),
+        "port_patterns": node.iter().flat_map(|node| &node.patterns).map(|port| port.name.as_str()).collect::<Vec<_>>(),
         "services": state.inputs.cluster.services.len(),
         "endpoint_slices": state.inputs.cluster.slices.len(),
     })
@@ -348,7 +423,7 @@ pub(super) enum Version {
     V6,
 }
 
-/// The connections in `slots` slots of the table from `from` on, and where to go on; nothing when the
+/// The connections in `slots` slots of the table from `from` on, and where to go on; nothing when a
 /// worker has stopped.
 pub(super) fn flows(
     shared: &Shared,
@@ -356,71 +431,63 @@ pub(super) fn flows(
     from: usize,
     slots: usize,
 ) -> Option<(Vec<FlowItem>, Option<usize>)> {
-    let asked = shared.worker.ask(move |worker| {
-        let now = worker.now().into();
-        let forwarder = worker.forwarder();
-        match version {
-            Version::V4 => {
-                let (flows, next) = forwarder.flows_v4().list(from, slots, now);
-                (Slice::V4(with_next_hops(flows, forwarder.neighbours_v4())), next)
-            }
-            Version::V6 => {
-                let (flows, next) = forwarder.flows_v6().list(from, slots, now);
-                (Slice::V6(with_next_hops(flows, forwarder.neighbours_v6())), next)
-            }
-        }
-    });
-    let (slice, next) = asked.ok()?;
+    match version {
+        Version::V4 => flows_of::<V4>(shared, from, slots),
+        Version::V6 => flows_of::<V6>(shared, from, slots),
+    }
+}
+
+/// A family whose next hops a worker can tell.
+trait Routed: Tracked {
+    fn next_hop(forwarder: &Forwarder, next_hop: NextHopRef) -> NextHop<Self>;
+}
+
+impl Routed for V4 {
+    fn next_hop(forwarder: &Forwarder, next_hop: NextHopRef) -> NextHop<V4> {
+        forwarder.next_hop_v4(next_hop)
+    }
+}
+
+impl Routed for V6 {
+    fn next_hop(forwarder: &Forwarder, next_hop: NextHopRef) -> NextHop<V6> {
+        forwarder.next_hop_v6(next_hop)
+    }
+}
+
+fn flows_of<A: Routed>(shared: &Shared, from: usize, slots: usize) -> Option<(Vec<FlowItem>, Option<usize>)> {
+    let (flows, next) = A::table(&shared.flows).list(from, slots, shared.team.now().into());
+    // A next hop is one worker's to tell.
+    let hops: Vec<NextHopRef> = flows.iter().map(|flow: &FlowInfo<A>| flow.original_next_hop).collect();
+    let told = match hops.as_slice() {
+        [] => Vec::new(),
+        _ => shared
+            .team
+            .ask_all(move |worker| {
+                let forwarder = worker.forwarder();
+                hops.iter().map(|hop| A::next_hop(forwarder, *hop)).collect::<Vec<_>>()
+            })
+            .ok()?,
+    };
     let state = shared.state();
     let ports = &state.compiled.tables.ports;
-    let items = match slice {
-        Slice::V4(flows) => flows.into_iter().map(|flow| flow_item(&flow, ports)).collect(),
-        Slice::V6(flows) => flows.into_iter().map(|flow| flow_item(&flow, ports)).collect(),
-    };
-    Some((items, next))
+    let items = flows.iter().enumerate().map(|(at, flow)| {
+        let known = told.iter().map(|hops| hops[at]).find(|hop| *hop != NextHop::Unknown);
+        flow_item(flow, known.unwrap_or(NextHop::Unknown), ports)
+    });
+    Some((items.collect(), next))
 }
 
-/// A connection, and what its next hop stands for.
-struct Seen<A: Family> {
-    flow: FlowInfo<A>,
-    way: Way<A>,
-}
-
-/// Where the packets of the original direction go.
-enum Way<A: Family> {
-    Neighbour(PortId, A::Addr),
-    Host,
-    Unknown,
-}
-
-enum Slice {
-    V4(Vec<Seen<V4>>),
-    V6(Vec<Seen<V6>>),
-}
-
-fn with_next_hops<A: Family>(flows: Vec<FlowInfo<A>>, neighbours: &Neighbours<A>) -> Vec<Seen<A>> {
-    let way = |flow: &FlowInfo<A>| match flow.original_next_hop.index {
-        u32::MAX => Way::Host,
-        number => match neighbours.get(AdjacencyId(number)) {
-            Some(neighbour) => Way::Neighbour(neighbour.port, neighbour.address),
-            None => Way::Unknown,
-        },
-    };
-    flows.into_iter().map(|flow| Seen { way: way(&flow), flow }).collect()
-}
-
-fn flow_item<A: Family>(seen: &Seen<A>, ports: &Ports) -> FlowItem {
+fn flow_item<A: Family>(flow: &FlowInfo<A>, next_hop: NextHop<A>, ports: &Ports) -> FlowItem {
     let tuple = |key: &FlowKey<A>| TupleItem {
         source: key.source.into(),
         source_port: key.source_port,
         destination: key.destination.into(),
         destination_port: key.destination_port,
     };
-    let flow = &seen.flow;
-    let (out_port, next_hop) = match seen.way {
-        Way::Neighbour(port, address) => (port_name(ports, port), Some(address.into())),
-        Way::Host => (ports.host().and_then(|port| port_name(ports, port)), None),
-        Way::Unknown => (None, None),
+    let (out_port, next_hop) = match next_hop {
+        NextHop::Neighbour(port, address) => (port_name(ports, port), Some(address.into())),
+        NextHop::Host => (ports.host().and_then(|port| port_name(ports, port)), None),
+        NextHop::Unknown => (None, None),
     };
     FlowItem {
         id: flow.entry.id(),

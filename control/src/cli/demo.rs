@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{Exit, Failure};
 use crate::demo::{self, Ended, Verdict};
+use crate::lab::pollux::Wiring;
 
 const EXAMPLES: &str = "\
 Works as root and as an ordinary user (in a user namespace); needs iproute2. Nothing outside the namespaces
@@ -41,11 +42,13 @@ enum Backend {
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
-    if args.backend != Backend::AfPacket {
-        let name = args.backend.to_possible_value().expect("none is skipped");
-        let text = format!("--backend {}: not built in this version; use af_packet", name.get_name());
-        return Err(Failure::environment(text));
-    }
+    let wiring = match args.backend {
+        Backend::AfPacket => Wiring::AfPacket,
+        Backend::AfXdp => Wiring::AfXdp,
+        Backend::Dpdk => {
+            return Err(Failure::environment("--backend dpdk: not built in this version; use af_packet"));
+        }
+    };
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The second one ends the process at once: its namespaces go with it.
@@ -67,7 +70,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         out.flush()
     };
     let is_interrupted = || interrupted.load(Ordering::Relaxed);
-    match demo::run(&is_interrupted, &mut print) {
+    match demo::run(wiring, &is_interrupted, &mut print) {
         Ok(Verdict::AsDecided) => Ok(Exit::Done),
         Ok(Verdict::Different) => Err(Failure::difference("what was seen differs from what was decided")),
         Err(Ended::Interrupted) => {

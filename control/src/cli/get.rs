@@ -13,8 +13,8 @@ use super::table::Table;
 use super::{Exit, Failure};
 use crate::agent::Client;
 use crate::agent::protocol::{
-    DEFAULT_SOCKET, DropItem, EndpointsItem, Filter, FlowItem, NeighbourItem, PortItem, Request, Resource,
-    RouteItem, ServiceItem, TupleItem,
+    DEFAULT_SOCKET, DropItem, EndpointsItem, Filter, FlowItem, NeighbourItem, PortItem, PortState, Request,
+    Resource, RouteItem, ServiceItem, TupleItem,
 };
 
 /// Connections of which a table's widths are made; a listing can be long.
@@ -290,10 +290,21 @@ fn ports(items: &[PortItem]) -> Table {
             item.addresses.join(","),
             item.counters.received.to_string(),
             item.counters.transmitted.to_string(),
-            item.counters.error.clone().unwrap_or_else(|| "OK".to_owned()),
+            status(item),
         ]);
     }
     table
+}
+
+/// What there is to be said of a port, and `OK` when there is nothing.
+fn status(item: &PortItem) -> String {
+    match (&item.counters.error, item.state) {
+        (Some(error), _) => error.clone(),
+        (None, PortState::Up) => "OK".to_owned(),
+        (None, PortState::Down) => "no carrier".to_owned(),
+        (None, PortState::Absent) => "no such interface".to_owned(),
+        (None, PortState::Failed) => "failed".to_owned(),
+    }
 }
 
 fn drops(items: &[DropItem]) -> Table {

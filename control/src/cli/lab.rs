@@ -14,6 +14,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::{Exit, Failure, end, parse};
 use crate::agent::Agent;
 use crate::kernel::sandbox::Sandbox;
+use crate::lab::pollux::Wiring;
 use crate::lab::twins::{self, Ended, Report};
 
 const EXAMPLES: &str = "\
@@ -96,7 +97,7 @@ fn run(args: &Args) -> Result<Exit, Failure> {
     writeln!(out, "{:width$}   FAMILY   FLOWS   PACKETS   CHOICES   SECONDS   RESULT", "SCENARIO")?;
     let mut reports: Vec<Report> = Vec::with_capacity(scenarios.len());
     for scenario in &scenarios {
-        let report = match twins::compare(scenario, pool, "lab-", level, &is_interrupted) {
+        let report = match twins::compare(scenario, Wiring::AfPacket, pool, "lab-", level, &is_interrupted) {
             Ok(report) => report,
             Err(Ended::Interrupted) => {
                 eprintln!("pollux-lab: interrupted; everything is cleaned up");

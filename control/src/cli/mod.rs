@@ -1,6 +1,7 @@
 //! The command line: one file for each command. Data goes to stdout, everything else to stderr; the exit
 //! codes are [`Exit`]'s.
 
+mod capture;
 mod check;
 mod compile;
 mod conntrack;
@@ -47,6 +48,8 @@ enum Command {
     Stats(stats::Args),
     /// Show and delete a running forwarder's connections, as conntrack(8) does the kernel's.
     Conntrack(conntrack::Args),
+    /// Show a running forwarder's frames with what was decided about each, or write them to a capture file.
+    Capture(capture::Args),
     /// Compile objects and configuration, and show the tables.
     Compile(compile::Args),
     /// Show what becomes of a packet, step by step, in the words of iptables.
@@ -204,6 +207,7 @@ pub fn main() -> ExitCode {
         Command::Get(args) => get::run(args),
         Command::Stats(args) => stats::run(&args),
         Command::Conntrack(args) => conntrack::run(args),
+        Command::Capture(args) => capture::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Check(args) => check::run(&args),

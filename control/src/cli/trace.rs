@@ -9,7 +9,7 @@ use pollux_dataplane::pool::Pool;
 use super::{Common, Exit, Failure};
 use crate::node::Links;
 use crate::trace::packet::PacketSpec;
-use crate::trace::{Question, State, Trace, Verdict, trace};
+use crate::trace::{Question, State, Trace, trace};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,14 +70,7 @@ pub(crate) fn print(out: &mut impl Write, answer: &Trace) -> std::io::Result<()>
         let endpoint = format!("{}:{}", backend.address, backend.port);
         writeln!(out, "{:<32} {endpoint} with probability {}{masquerade}", "backend", backend.probability)?;
     }
-    let verdict = match answer.verdict {
-        Verdict::Forward => "forward",
-        Verdict::Deliver => "deliver",
-        Verdict::Reject => "reject",
-        Verdict::Drop => "drop",
-        Verdict::Hold => "hold",
-    };
-    write!(out, "{:<32} {verdict}", "verdict")?;
+    write!(out, "{:<32} {}", "verdict", answer.verdict.name())?;
     if let Some(reason) = &answer.reason {
         write!(out, ": {reason}")?;
     }

@@ -4,7 +4,8 @@
 //! apiVersion: pollux.dev/v1alpha1
 //! kind: Node
 //! serviceProxyName: edge            # serve Services that ask for this proxy by label, too (OBJ-02)
-//! workers: 1                        # packet threads
+//! workers: 2                        # packet threads; as many as there are cores below when it is not said, else 1
+//! cores: [2, 3]                     # the processor that each is pinned to; none are when it is not said
 //! flowTable:
 //!   connections: 262144             # instead of kube-proxy's conntrack.maxPerCore and min
 //! affinity:
@@ -14,7 +15,7 @@
 //! ports:                            # what frames come in and go out through (PT-01)
 //! - name: ens3
 //!   role: uplink                    # uplink, pod, host
-//!   backend: af_packet              # af_packet, tap, pcap, memory, ipip
+//!   backend: af_packet              # af_packet, af_xdp, dpdk, tap, pcap, memory, ipip
 //!   interface: ens3                 # the interface behind it; the port's name when it is not said
 //!   linkAddress: fa:16:3e:92:11:ca  # the interface's own when it is not said
 //!   mtu: 1500                       # bytes; the interface's own when it is not said
@@ -27,6 +28,29 @@
 //!   index: 2                        # order of creation among ports and interfaces (NAT-04)
 //!   # A bad wire before the port, for tests: probabilities, in each direction; the seed decides what happens.
 //!   faults: {loss: 0.01, duplicate: 0.01, reorder: 0.02, corrupt: 0.001, delay: 5ms, seed: 7}
+//!   # Its frames into a pcapng file, and into the log: all, or those of a filter as `pollux capture` has it. `view` is
+//!   # `forwarder` (each frame with what was decided) or `wire` (what the device gave and took).
+//!   capture: {file: /var/tmp/ens3.pcapng, filter: "tcp port 80", snapLength: 128, view: forwarder}
+//!   trace: {filter: "icmp or arp", view: wire}
+//! - name: ens4
+//!   role: uplink
+//!   backend: af_xdp                 # frames straight from the driver, steered by a program at the interface
+//!   xdp:                            # all of it may be left out
+//!     mode: native                  # native, generic: the program runs in the driver, or in the kernel's stack
+//!     zeroCopy: auto                # auto, off, required: the device itself reads and writes the buffers
+//!     queues: 2                     # receive queues that the interface must have; those it has when it is not said
+//!     ring: 4096                    # frames that wait in each direction, at each queue: a power of two
+//!     steer: unicast                # unicast, all: what is taken from the kernel
+//!     leave: [tcp/22, udp/4789]     # destination ports whose packets the kernel keeps
+//! - name: ens5
+//!   role: uplink
+//!   backend: dpdk                   # needs a pollux that is built with feature dpdk
+//!   device: "0000:05:00.0"          # as DPDK writes it; its AF_PACKET driver on the interface when it is not said
+//!   queues: 2                       # exactly so many; as many as device and workers have when it is not said
+//! - name: cali*                     # every Ethernet interface of such a name (*, ?, [a-f]), while it is there, is a
+//!   role: pod                       # port with these fields; interfaces that other ports name are left out, and of
+//!   backend: af_packet              # several patterns the first that matches counts
+//!   proxyArp: true
 //! - name: tunl0
 //!   role: uplink
 //!   backend: ipip                   # a tunnel: encapsulated, and routed again (TN-01)
@@ -37,6 +61,10 @@
 //!     ttl: 64                       # outer TTL, 64 when it is not said; or inherit: the inner one
 //!     pathMtuDiscovery: true        # outer "don't fragment" always set; false: as inside
 //!     peers: [172.16.2.77]          # from whom packets are taken; the gateways of its routes when it is not said
+//! dpdk:                             # how DPDK is started, for all ports of that backend
+//!   hugepages: true                 # false: in ordinary pages, for virtual devices
+//!   memory: 128                     # MiB of its own; what the pool and the devices need when it is not said
+//!   arguments: [--log-level=debug]  # more of its own arguments (EAL)
 //! interfaces:                       # interfaces that are no ports but hold addresses (NAT-04)
 //! - {name: lo, addresses: [127.0.0.1/8], index: 1}
 //! routes:                           # or: routes: kernel
@@ -55,18 +83,26 @@
 //! An unknown field is an error. Connected subnets and the local routes of addresses need not be listed
 //! (RT-03). `routes` and `neighbours` that are not there mean none.
 
+mod dpdk;
 mod read;
+mod values;
 mod wire;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
+use globset::Glob;
+use pollux_dataplane::capture::Filter;
 use pollux_dataplane::packet::LinkAddr;
 use pollux_dataplane::port::fault::Faults;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::IpPrefix;
+pub use dpdk::{DPDK_SLOTS, DpdkConfig, DpdkDevice, DpdkPages};
+pub use xdp::{XdpConfig, XdpSteer};
 
 /// Pollux's own configuration.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -75,6 +111,8 @@ pub struct NodeConfig {
     pub service_proxy_name: Option<String>,
     /// Number of packet threads, when it is set.
     pub workers: Option<u16>,
+    /// The processors that they are pinned to, one for each; none: they are not pinned.
+    pub cores: Vec<u16>,
     /// Connections that the flow table holds, when it is set.
     pub connections: Option<u32>,
     /// Backends of clients that session affinity remembers in each family, when it is set (AF-05).
@@ -82,8 +120,13 @@ pub struct NodeConfig {
     /// Settings by the last name of their sysctl, all of them in [`SYSCTLS`]. They win over the section
     /// `conntrack` of kube-proxy's configuration.
     pub sysctl: BTreeMap<String, u32>,
-    /// The ports.
+    /// The ports, each under the number that is its place.
     pub ports: Vec<PortConfig>,
+    /// Ports by pattern: their names are patterns, and each interface whose name matches one is a port while it is
+    /// there.
+    pub patterns: Vec<PortConfig>,
+    /// How DPDK is started, for the ports with that backend.
+    pub dpdk: DpdkConfig,
     /// Interfaces that are no ports.
     pub interfaces: Vec<InterfaceConfig>,
     /// The routes.
@@ -210,8 +253,59 @@ pub struct PortConfig {
     pub index: Option<u32>,
     /// What the wire before it does to frames, when a bad one is asked for.
     pub faults: Option<Faults>,
+    /// The file that its frames go to, when there is one.
+    pub capture: Option<PortCapture>,
+    /// Which of its frames are logged, when some are.
+    pub trace: Option<PortWatch>,
     /// With the backend `ipip`: how the tunnel is made.
     pub tunnel: Option<TunnelConfig>,
+    /// With the backend `af_xdp`: how frames are taken.
+    pub xdp: XdpConfig,
+    /// With the backend `dpdk`: the device.
+    pub device: Option<DpdkDevice>,
+}
+
+impl PortConfig {
+    /// Whether a name stands for the interfaces that match it.
+    pub fn is_pattern(name: &str) -> bool {
+        name.contains(['*', '?', '[', ']', '{', '}'])
+    }
+
+    /// Whether the name of a port by pattern stands for this interface.
+    fn matches(&self, interface: &str) -> bool {
+        Glob::new(&self.name).is_ok_and(|pattern| pattern.compile_matcher().is_match(interface))
+    }
+}
+
+/// `capture` of a port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortCapture {
+    /// The pcapng file; what is in it is lost.
+    pub file: PathBuf,
+    /// What goes into it.
+    pub watch: PortWatch,
+}
+
+/// Which frames of a port are looked at, and from where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortWatch {
+    /// Which frames.
+    pub filter: Filter,
+    /// Bytes of each frame.
+    pub snap_len: u32,
+    /// Where one looks from.
+    pub view: CaptureView,
+}
+
+/// Where a capture looks from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptureView {
+    /// From the forwarder: each frame with what was decided about it.
+    #[default]
+    Forwarder,
+    /// From the port: what its device gave and took, cut and completed as the device needs it, and nothing else.
+    Wire,
 }
 
 /// `tunnel` (TN-01).
@@ -254,6 +348,10 @@ pub enum Role {
 pub enum Backend {
     /// A packet socket on an interface.
     AfPacket,
+    /// AF_XDP sockets on an interface.
+    AfXdp,
+    /// A device of DPDK's.
+    Dpdk,
     /// A TAP device.
     Tap,
     /// Capture files.
@@ -262,6 +360,17 @@ pub enum Backend {
     Memory,
     /// Nothing of its own: an IPIP tunnel over the others (TN-01).
     Ipip,
+}
+
+impl Backend {
+    /// Whether a port of it is an interface of the kernel's, which is there before the port is opened and may go.
+    pub fn is_on_interface(self) -> bool {
+        match self {
+            Backend::AfPacket | Backend::AfXdp => true,
+            // A device of DPDK's has a name of its own and does not say when its interface goes.
+            Backend::Dpdk | Backend::Tap | Backend::Pcap | Backend::Memory | Backend::Ipip => false,
+        }
+    }
 }
 
 /// `proxyArp`.
@@ -422,6 +531,31 @@ impl NodeConfig {
     /// The port of this name.
     pub fn port(&self, name: &str) -> Option<&PortConfig> {
         self.ports.iter().find(|port| port.name == name)
+    }
+
+    /// The port that an interface is by a pattern; nothing when none matches, or when it is a port or an interface
+    /// by its own name.
+    pub fn port_by_pattern(&self, interface: &str) -> Option<PortConfig> {
+        let is_named = self.ports.iter().any(|port| port.name == interface || port.interface == interface)
+            || self.interfaces.iter().any(|one| one.name == interface);
+        let pattern = self.patterns.iter().filter(|_| !is_named).find(|port| port.matches(interface))?;
+        Some(PortConfig { name: interface.to_owned(), interface: interface.to_owned(), ..pattern.clone() })
+    }
+
+    /// Buffers that devices hold, to receive into or to send from. The AF_XDP ports that are named: a ring for each
+    /// queue, of which there is at least one for each packet thread. DPDK's devices: two for each queue.
+    pub fn buffers_to_receive(&self) -> usize {
+        let devices = self.ports.iter().filter_map(|port| port.device.as_ref());
+        let device_queues = devices.map(|device| device.queues.map_or(self.worker_count(), usize::from));
+        let of_devices = device_queues.sum::<usize>() * 2 * usize::from(DPDK_SLOTS);
+        let ports = self.ports.iter().filter(|port| port.backend == Backend::AfXdp);
+        let queues = |port: &PortConfig| port.xdp.queues.map_or(self.worker_count(), usize::from);
+        of_devices + ports.map(|port| queues(port) * port.xdp.ring as usize).sum::<usize>()
+    }
+
+    /// How many packet threads there are.
+    pub fn worker_count(&self) -> usize {
+        self.workers.map_or(self.cores.len().max(1), usize::from)
     }
 
     /// Names and addresses of all ports and interfaces in the order of their creation, `lo` first (NAT-04):

@@ -1,9 +1,11 @@
 use super::node::{
-    Backend, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink, PathMtuDiscovery, ProxyArp,
-    ReversePath, Role, RouteKind, Source, TunnelConfig,
+    Backend, CaptureView, DpdkPages, Foreign, LinkState, Linkdown, MasqueradePorts, Match, OnLink,
+    PathMtuDiscovery, ProxyArp, ReversePath, Role, RouteKind, Source, TunnelConfig, XdpConfig, XdpSteer,
 };
 use super::proxy::{DetectLocal, LocalhostNodePorts, MasqueradePolicy, NodePortSelection};
 use super::*;
+use pollux_dataplane::capture::Filter;
+use pollux_dataplane::port::af_xdp::{Mode, Service, ZeroCopy};
 use pollux_dataplane::port::fault::Probability;
 use std::time::Duration;
 
@@ -217,6 +219,47 @@ fn a_node_document_is_read_whole() {
 }
 
 #[test]
+fn devices_of_dpdk_are_read_and_refused_elsewhere() {
+    let config = node(
+        "dpdk: {hugepages: false, memory: 96, arguments: [--log-level=debug]}\nports:\n\
+         - {name: ens3, role: uplink, backend: dpdk}\n\
+         - {name: fast, role: uplink, backend: dpdk, device: '0000:03:00.0,arg=1', queues: 4}\n\
+         - {name: tap, role: pod, backend: dpdk, device: 'net_tap0,iface=dtap0'}\n",
+    )
+    .unwrap();
+    assert_eq!((config.dpdk.pages, config.dpdk.memory), (DpdkPages::Ordinary, Some(96)));
+    assert_eq!(config.dpdk.arguments, ["--log-level=debug"]);
+    assert_eq!(config.buffers_to_receive(), 6 * 2 * 1024);
+    let device = |name: &str| config.port(name).unwrap().device.clone().unwrap();
+    assert_eq!(device("ens3").device, "net_af_packet_ens3,iface=ens3");
+    assert_eq!(device("ens3").shared_interface(), Some("ens3"));
+    assert_eq!((device("fast").pci_address(), device("fast").queues), (Some("0000:03:00.0"), Some(4)));
+    assert_eq!((device("tap").pci_address(), device("tap").shared_interface()), (None, None));
+
+    let errors = node(
+        "dpdk: {memory: 1}\nports:\n\
+         - {name: a, role: uplink, backend: af_packet, device: net_tap0, queues: 2}\n\
+         - {name: b, role: uplink, backend: dpdk, device: 'net tap', queues: 0}\n\
+         - {name: c, role: uplink, backend: dpdk, device: 'net_af_xdp0,iface=d'}\n\
+         - {name: 'cali*', role: pod, backend: dpdk}\n",
+    )
+    .unwrap_err();
+    let lines: Vec<_> = errors.lines().map(|line| line.strip_prefix("config.yaml: Node").unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            ": dpdk.memory 1 is not in 32-1048576",
+            " port a: has device, which only backend dpdk has",
+            " port a: has queues, which only backend dpdk has",
+            " port b: queues 0 is not in 1-1024",
+            " port b: device \"net tap\" is not a PCI address (0000:03:00.0) or a virtual device (net_tap0,iface=x)",
+            " port c: device net_af_xdp0 is on d, and interface says c: they must be the same",
+            " port cali*: is a pattern of interfaces, which its backend does not have",
+        ]
+    );
+}
+
+#[test]
 fn all_errors_of_a_node_document_are_reported_at_once() {
     let errors = node(
         "workers: 0\naffinity: {clients: 0}\nsysctl: {nf_conntrack_tcp_timeout: 5, nf_conntrack_udp_timeout: -3}\n\
@@ -315,6 +358,36 @@ fn faults_of_a_port_are_probabilities_a_delay_and_a_seed() {
 }
 
 #[test]
+fn a_port_s_frames_go_to_a_file_or_the_log() {
+    let port = |text: &str| {
+        node(&format!("ports: [{{name: ens3, role: uplink, backend: af_packet, {text}}}]\n"))
+            .map(|node| node.ports[0].clone())
+    };
+    let read =
+        port("capture: {file: /tmp/x.pcapng, filter: tcp port 80, snapLength: 64}, trace: {view: wire}");
+    let read = read.unwrap();
+    let capture = read.capture.unwrap();
+    assert_eq!(capture.file, PathBuf::from("/tmp/x.pcapng"));
+    assert_eq!((capture.watch.snap_len, capture.watch.view), (64, CaptureView::Forwarder));
+    assert_eq!(Ok(capture.watch.filter), "tcp port 80".parse::<Filter>());
+    assert_eq!(read.trace.unwrap().view, CaptureView::Wire);
+
+    let refused = |text: &str| port(text).unwrap_err();
+    let name = "config.yaml: Node port ens3";
+    assert_eq!(
+        refused("capture: {file: x, filter: port http}"),
+        format!("{name}: capture.filter \"port http\": port http: is not a number from 0 to 65535")
+    );
+    assert_eq!(
+        refused("capture: {file: x, snapLength: 13}"),
+        format!("{name}: capture.snapLength 13 is not in 14-65593")
+    );
+    assert_eq!(refused("capture: {file: ''}"), format!("{name}: capture.file is empty"));
+    assert!(refused("capture: {filter: tcp}").contains("file"));
+    assert!(refused("trace: {view: side}").contains("side"));
+}
+
+#[test]
 fn tn_01_a_tunnel_is_read_with_what_it_does_not_say() {
     let text =
         format!("{LISTED}- {{name: tunl0, role: uplink, backend: ipip, addresses: [10.151.51.0/32]}}\n");
@@ -365,5 +438,111 @@ fn tn_01_what_is_wrong_with_a_tunnel_is_said_in_a_line_each() {
     assert!(
         node(&format!("{LISTED}- {{name: t, role: uplink, backend: ipip, tunnel: {{remote: 1.2.3.4}}}}"))
             .is_err()
+    );
+}
+
+#[test]
+fn workers_are_as_many_as_the_cores_that_are_listed() {
+    assert_eq!(node(ENS3).unwrap().worker_count(), 1);
+    assert_eq!(node(&format!("workers: 4\n{ENS3}")).unwrap().worker_count(), 4);
+    let config = node(&format!("cores: [3, 1]\n{ENS3}")).unwrap();
+    assert_eq!((config.worker_count(), config.cores.as_slice()), (2, [3, 1].as_slice()));
+    assert_eq!(node(&format!("workers: 2\ncores: [3, 1]\n{ENS3}")).unwrap().worker_count(), 2);
+    let error = node(&format!("workers: 3\ncores: [3, 3, 2000]\n{ENS3}")).unwrap_err();
+    for line in [
+        "cores has 3 twice",
+        "cores 2000 is not in 0-1023",
+        "workers 3 is not the number of cores, which is 2",
+    ] {
+        assert!(error.contains(line), "{error}");
+    }
+    assert!(node(&format!("workers: 257\n{ENS3}")).unwrap_err().contains("workers 257 is not in 1-256"));
+}
+
+#[test]
+fn ports_by_pattern_have_its_fields_and_leave_named_interfaces_out() {
+    let config = node(&format!(
+        "{LISTED}- {{name: cali7, role: uplink, backend: af_packet}}\n\
+         - {{name: 'cali[0-9]', role: pod, backend: af_packet, proxyArp: true, mtu: 1480}}\n\
+         - {{name: 'cali*', role: pod, backend: af_packet}}\n\
+         routes: [{{to: 10.9.0.1/32, dev: cali1}}]\n"
+    ))
+    .unwrap();
+    assert_eq!(config.ports.iter().map(|port| port.name.as_str()).collect::<Vec<_>>(), ["ens3", "cali7"]);
+    let port = config.port_by_pattern("cali1").unwrap();
+    assert_eq!((port.name.as_str(), port.interface.as_str(), port.mtu), ("cali1", "cali1", Some(1480)));
+    assert_eq!((port.role, port.proxy_arp), (Role::Pod, ProxyArp::On));
+    assert_eq!(config.port_by_pattern("cali12").unwrap().mtu, None, "the second pattern");
+    assert_eq!(config.port_by_pattern("cali7"), None, "a port by its own name");
+    assert_eq!(config.port_by_pattern("eth0"), None);
+}
+
+#[test]
+fn what_a_pattern_cannot_have_is_said_in_a_line_each() {
+    let error = node(
+        "ports:\n\
+         - {name: 'a*', role: host, backend: tap, interface: x, linkAddress: 02:00:00:00:00:01, \
+            addresses: [10.0.0.1/8]}\n\
+         - {name: 'b[', role: pod, backend: af_packet}\n\
+         - {name: 'c *', role: pod, backend: af_packet}\n\
+         interfaces: [{name: 'd*', addresses: [10.0.0.2/8]}]\n\
+         routes: [{to: 10.9.0.1/32, dev: e1}]\n",
+    )
+    .unwrap_err();
+    let a = "port a*: stands for any number of interfaces and cannot have";
+    for line in [
+        format!("{a} interface"),
+        format!("{a} linkAddress"),
+        format!("{a} addresses"),
+        format!("{a} the role host"),
+        "port a*: is a pattern of interfaces, which its backend does not have".to_owned(),
+        "port b[: name \"b[\" is no pattern of interface names: ".to_owned(),
+        "port c *: name \"c *\" is no pattern of interface names: has a space or /".to_owned(),
+        "interface d*: is a pattern, which only ports can be".to_owned(),
+        "route 10.9.0.1/32: dev e1 is not a port or interface".to_owned(),
+    ] {
+        assert!(error.contains(&line), "{line}: {error}");
+    }
+}
+
+#[test]
+fn xdp_of_a_port_is_read_and_refused_where_it_has_no_meaning() {
+    let port = |xdp: &str| node(&format!("ports: [{{name: ens3, role: uplink, backend: af_xdp{xdp}}}]\n"));
+    assert_eq!(port("").unwrap().ports[0].xdp, XdpConfig::default());
+    let all = "{mode: generic, zeroCopy: off, queues: 2, ring: 512, leave: [tcp/22, udp/4789, sctp/2905]}";
+    let service = |protocol, port| Service { protocol, port };
+    assert_eq!(
+        port(&format!(", xdp: {all}")).unwrap().ports[0].xdp,
+        XdpConfig {
+            mode: Mode::Generic,
+            zero_copy: ZeroCopy::Off,
+            queues: Some(2),
+            ring: 512,
+            steer: XdpSteer::Unicast,
+            leave: vec![service(6, 22), service(17, 4789), service(132, 2905)],
+        }
+    );
+    assert_eq!(port(", xdp: {steer: all}").unwrap().ports[0].xdp.steer, XdpSteer::All);
+    let ens3 = "config.yaml: Node port ens3";
+    for (xdp, expected) in [
+        ("{ring: 100}", "xdp.ring 100 is not a power of two"),
+        ("{ring: 16}", "xdp.ring 16 is not in 64-32768"),
+        ("{queues: 0}", "xdp.queues 0 is not in 1-1024"),
+        (
+            "{leave: [icmp/1]}",
+            "xdp.leave \"icmp/1\" is not a protocol and a port (tcp/22, udp/4789, sctp/2905)",
+        ),
+        (
+            "{leave: [tcp/0]}",
+            "xdp.leave \"tcp/0\" is not a protocol and a port (tcp/22, udp/4789, sctp/2905)",
+        ),
+        ("{mode: generic, zeroCopy: required}", "xdp.zeroCopy is required, which mode generic never has"),
+        ("{steer: all, leave: [tcp/22]}", "xdp.leave leaves services to the kernel, and xdp.steer takes all"),
+    ] {
+        assert_eq!(port(&format!(", xdp: {xdp}")).unwrap_err(), format!("{ens3}: {expected}"));
+    }
+    assert_eq!(
+        node("ports: [{name: ens3, role: uplink, backend: af_packet, xdp: {}}]\n").unwrap_err(),
+        format!("{ens3}: has xdp, and its backend is not af_xdp")
     );
 }

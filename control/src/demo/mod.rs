@@ -1,9 +1,9 @@
 //! The demo: the seed's cluster in network namespaces, Pollux as slave1's forwarder, real connections.
 //!
 //! For each walk a real socket opens a real connection. What the forwarder decided is heard at its worker
-//! (the observer of the code that forwards), what it did is captured at the interfaces of the node, and the
-//! two are compared field by field: addresses and ports, TTL, link addresses, the way out. The frames are
-//! read by a parser that is not the forwarder's.
+//! (the observer of the code that forwards), what it did is captured at the other ends of the node's cables,
+//! and the two are compared field by field: addresses and ports, TTL, link addresses, the way out. The frames
+//! are read by a parser that is not the forwarder's.
 
 mod frame;
 mod report;
@@ -23,7 +23,7 @@ use serde::Serializer;
 use crate::kernel::Error;
 use crate::kernel::sandbox::{Privilege, Sandbox};
 use crate::lab::capture::{Capture, Direction};
-use crate::lab::pollux::{Passage, Pollux, Tuple, received};
+use crate::lab::pollux::{Passage, Pollux, Tuple, Wiring, received};
 use crate::lab::seed::{self, MYAPP_PORT, POD_51_7, POD_51_8, SLAVE1};
 use crate::lab::traffic::{Echo, Service, TcpClient, TcpServer, ping};
 use crate::lab::{Forwarding, Network};
@@ -43,8 +43,9 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// The host port's interface.
 const HOST_PORT: &str = "pollux0";
 
-/// The interfaces of slave1 that walks pass.
-const PORTS: [&str; 4] = ["ens3", POD_51_7.port, POD_51_8.port, HOST_PORT];
+/// The interfaces of slave1 that walks pass, beside the host port. They are looked at from the other end of
+/// their cables: what a forwarder sees before the kernel does, no socket of slave1's sees.
+const PORTS: [&str; 3] = ["ens3", POD_51_7.port, POD_51_8.port];
 
 /// Whether everything was seen on the wire as it was decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,13 +65,14 @@ pub enum Ended {
     Lacking(String),
 }
 
-/// Runs the demo; `tell` is given each piece of the report as soon as it is there. Everything that was made
+/// Runs the demo on a wiring; `tell` is given each piece of the report as soon as it is there. Everything that was made
 /// is gone when this returns, and at the latest when the process ends.
 ///
 /// # Errors
 /// When `interrupted` says so (looked at between walks, each takes a moment), or when the machine lacks
 /// something.
 pub fn run(
+    wiring: Wiring,
     interrupted: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(&Report) -> io::Result<()>,
 ) -> Result<Verdict, Ended> {
@@ -81,14 +83,19 @@ pub fn run(
     // The kernel would forward, as on a real node, if the guard did not keep it from that (PT-05).
     let network =
         Network::build(&seed::plan(Forwarding::Kernel), "").map_err(|error| ended(error.to_string()))?;
-    let pollux = Pollux::start(network.node(SLAVE1), "demo").map_err(|error| ended(error.to_string()))?;
+    let pollux =
+        Pollux::start(network.node(SLAVE1), "demo", wiring).map_err(|error| ended(error.to_string()))?;
     let mut stage = Stage::new(&network, pollux).map_err(|error| ended(error.to_string()))?;
     let begin = Report::Begun {
         user: match sandbox.privilege() {
             Privilege::Root => "root",
             Privilege::UserNamespace | Privilege::Ordinary => "an ordinary user, in a user namespace",
         },
-        guard: stage.pollux.means().map_or_else(|| "nothing".into(), |means| means.to_string()),
+        guard: match (wiring, stage.pollux.means()) {
+            (_, Some(means)) => means.to_string(),
+            (Wiring::AfXdp, None) => "steering program (XDP)".into(),
+            (Wiring::AfPacket, None) => "nothing".into(),
+        },
         built_in: begun.elapsed(),
     };
     let tell_all = |tell: &mut dyn FnMut(&Report) -> io::Result<()>, report: &Report| {
@@ -136,8 +143,10 @@ impl<'a> Stage<'a> {
         }
         let mut captures = Vec::new();
         for port in PORTS {
-            captures.push((port, Capture::start(network.node(SLAVE1), port)?));
+            let (node, interface) = seed::far_end(port);
+            captures.push((port, Capture::start(network.node(node), &interface)?));
         }
+        captures.push((HOST_PORT, Capture::start(network.node(SLAVE1), HOST_PORT)?));
         Ok(Stage { network, pollux, servers, captures })
     }
 
@@ -233,7 +242,7 @@ impl<'a> Stage<'a> {
             for (port, capture) in &mut self.captures {
                 for seen in capture.frames_until(|_| false, Duration::ZERO)? {
                     if let Some(frame) = Frame::read(port, &seen.bytes) {
-                        all.push((seen.at, Way::of(port, seen.direction), frame));
+                        all.push((seen.at, Way::of(seen.direction), frame));
                     }
                 }
             }
@@ -375,11 +384,12 @@ enum Way {
 }
 
 impl Way {
-    /// The kernel sends into the host port what the forwarder receives from it.
-    fn of(port: &str, direction: Direction) -> Way {
-        match (port == HOST_PORT, direction) {
-            (false, Direction::In) | (true, Direction::Out) => Way::In,
-            (false, Direction::Out) | (true, Direction::In) => Way::Out,
+    /// Whoever is at the other end sends out what the forwarder receives: the neighbours of its interfaces,
+    /// and the kernel of slave1 at the host port.
+    fn of(direction: Direction) -> Way {
+        match direction {
+            Direction::Out => Way::In,
+            Direction::In => Way::Out,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pollux_dataplane::forward::{Event, Observer};
+use pollux_dataplane::forward::{Event, Observer, ObserverId};
 use pollux_dataplane::packet::{LinkAddr, PortId, Protocol};
 use pollux_dataplane::port::guard::Means;
 use pollux_dataplane::service::Path;
@@ -18,6 +18,7 @@ use pollux_dataplane::worker::{Handle, Stopped, Worker};
 use super::seed::Pod;
 use crate::agent::{Agent, AgentOptions, HostOptions, Running, Sources, State};
 use crate::cli::Failure;
+use crate::config::node::Backend;
 use crate::kernel::netns::Netns;
 use crate::trace::{self, Step};
 
@@ -30,6 +31,39 @@ const FILES: [(&str, &str); 3] = [
 
 /// Directory of the files: in the sandbox's own `/run`.
 const DIRECTORY: &str = "/run/pollux/lab";
+
+/// How the forwarder's ports are opened; the host port is a TAP in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wiring {
+    /// Packet sockets.
+    AfPacket,
+    /// AF_XDP sockets. These take what the kernel's own packet sockets on the same interface would see, so
+    /// whoever captures does it at the other end of the cable.
+    AfXdp,
+}
+
+impl Wiring {
+    /// The lines of a port's configuration.
+    fn lines(self) -> &'static str {
+        match self {
+            Wiring::AfPacket => "backend: af_packet",
+            Wiring::AfXdp => "backend: af_xdp",
+        }
+    }
+
+    /// What the configuration calls it.
+    pub(in crate::lab) fn backend(self) -> Backend {
+        match self {
+            Wiring::AfPacket => Backend::AfPacket,
+            Wiring::AfXdp => Backend::AfXdp,
+        }
+    }
+
+    /// The node's configuration, as docs/examples has it for packet sockets, wired so.
+    fn configuration(self, example: &str) -> String {
+        example.replace(Wiring::AfPacket.lines(), self.lines())
+    }
+}
 
 /// The forwarder of a node, running. Dropping it stops it and puts everything back.
 #[derive(Debug)]
@@ -54,7 +88,7 @@ pub type Passage = Vec<Event>;
 
 /// Passages that a worker's observer heard.
 #[derive(Clone, Default)]
-pub struct Ear(Arc<Mutex<Heard>>);
+pub struct Ear(Arc<Mutex<Heard>>, Option<ObserverId>);
 
 #[derive(Default)]
 struct Heard {
@@ -67,12 +101,12 @@ impl Pollux {
     ///
     /// # Errors
     /// What the machine lacks.
-    pub fn start(netns: &Netns, name: &str) -> Result<Pollux, Failure> {
+    pub fn start(netns: &Netns, name: &str, wiring: Wiring) -> Result<Pollux, Failure> {
         let directory = PathBuf::from(DIRECTORY).join(name);
         fs::create_dir_all(&directory)?;
         let paths = FILES.map(|(file, _)| directory.join(file));
         for ((_, text), path) in FILES.iter().zip(&paths) {
-            fs::write(path, text)?;
+            fs::write(path, wiring.configuration(text))?;
         }
         let [objects, configuration @ ..] = paths;
         let sources = Sources { config: configuration.into(), objects: vec![objects], node: None };
@@ -102,7 +136,10 @@ impl Pollux {
                 _ => None,
             })
             .unwrap_or_else(|| panic!("{} is no backend", pod.name));
-        self.agent.worker().ask(move |worker| worker.forwarder().fix_choice(Some(place as u32)))
+        for worker in self.agent.workers() {
+            worker.ask(move |worker| worker.forwarder().fix_choice(Some(place as u32)))?;
+        }
+        Ok(())
     }
 
     /// Listens to the worker until the ear is given back to [`hush`](Pollux::hush).
@@ -110,9 +147,9 @@ impl Pollux {
     /// # Errors
     /// When the worker has stopped.
     pub fn listen(&self) -> Result<Ear, Stopped> {
-        let ear = Ear::default();
+        let mut ear = Ear::default();
         let observer = Box::new(ear.clone());
-        self.agent.worker().ask(move |worker| worker.observe(Some(observer)))?;
+        ear.1 = Some(self.agent.worker().ask(move |worker| worker.observe(observer))?);
         Ok(ear)
     }
 
@@ -121,7 +158,9 @@ impl Pollux {
     /// # Errors
     /// When the worker has stopped.
     pub fn hush(&self, ear: &Ear) -> Result<Vec<Passage>, Stopped> {
-        self.agent.worker().ask(|worker| worker.observe(None))?;
+        if let Some(id) = ear.1 {
+            self.agent.worker().ask(move |worker| worker.hush(id))?;
+        }
         Ok(std::mem::take(&mut ear.heard().passages))
     }
 
@@ -149,7 +188,7 @@ impl Pollux {
 
     /// A passage in the words of iptables.
     pub fn steps(&self, passage: &[Event]) -> Vec<Step> {
-        trace::steps_v4(&self.state.compiled, passage)
+        trace::steps(&self.state.compiled, passage)
     }
 
     /// A port's name.

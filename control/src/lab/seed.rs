@@ -135,6 +135,20 @@ fn wire() -> Node {
     node
 }
 
+/// The other end of the cable of one of slave1's ports: its node and its interface. What passes there in one
+/// direction passes the port in the other.
+///
+/// # Panics
+/// When slave1 has no such port with a cable.
+pub fn far_end(port: &str) -> (&'static str, String) {
+    if port == "ens3" {
+        return (WIRE, socket_of(SLAVE1));
+    }
+    let pods = [POD_51_1, POD_51_2, POD_51_7, POD_51_8];
+    let pod = pods.iter().find(|pod| pod.port == port).unwrap_or_else(|| panic!("{port} has no cable"));
+    (pod.name, "eth0".to_owned())
+}
+
 /// The switch's port for a machine.
 fn socket_of(machine: &str) -> String {
     format!("to-{machine}")

@@ -15,9 +15,10 @@ use pollux_dataplane::packet::{
 };
 use pollux_dataplane::pool::Pool;
 use pollux_dataplane::route::Learned;
+use pollux_dataplane::service::FrontendId;
 use pollux_dataplane::tables::{FamilyTables, Role};
 use pollux_dataplane::time::Instant;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::compile::Compiled;
 use crate::node::{KnownNeighbour, NodeView};
@@ -25,6 +26,7 @@ use crate::translate::ServicePorts;
 use packet::{Echo, PacketSpec};
 pub use words::Step;
 use words::Words;
+pub(crate) use words::{dropped, error_name};
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -73,7 +75,7 @@ pub struct Trace {
 }
 
 /// A verdict.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Out of a port.
@@ -86,6 +88,19 @@ pub enum Verdict {
     Drop,
     /// It waits for its next hop's link address.
     Hold,
+}
+
+impl Verdict {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Forward => "forward",
+            Verdict::Deliver => "deliver",
+            Verdict::Reject => "reject",
+            Verdict::Drop => "drop",
+            Verdict::Hold => "hold",
+        }
+    }
 }
 
 /// One of the backends that a packet may be translated to.
@@ -144,10 +159,40 @@ pub fn trace(
     }
 }
 
-/// What a forwarder under these tables did to an IPv4 packet, in the words of iptables.
-pub fn steps_v4(compiled: &Compiled, events: &[Event]) -> Vec<Step> {
-    let Some(family) = &compiled.tables.v4 else { return Vec::new() };
-    Words { tables: &compiled.tables, family, ports: &compiled.ports_v4 }.steps(events)
+/// What a forwarder under these tables did to a packet, in the words of iptables.
+pub fn steps(compiled: &Compiled, events: &[Event]) -> Vec<Step> {
+    let tables = &compiled.tables;
+    let is_v6 = events.iter().any(|event| matches!(event, Event::Received { source: IpAddr::V6(_), .. }));
+    match (is_v6, &tables.v4, &tables.v6) {
+        (false, Some(family), _) => Words { tables, family, ports: &compiled.ports_v4 }.steps(events),
+        (true, _, Some(family)) => Words { tables, family, ports: &compiled.ports_v6 }.steps(events),
+        _ => Vec::new(),
+    }
+}
+
+/// The service port that a frontend of these tables belongs to.
+pub(crate) fn service_of(compiled: &Compiled, is_v4: bool, frontend: FrontendId) -> Option<String> {
+    let tables = &compiled.tables;
+    if is_v4 {
+        let place = tables.v4.as_ref()?.services.frontend(frontend).service_port;
+        Some(compiled.ports_v4.get(place as usize)?.id.to_string())
+    } else {
+        let place = tables.v6.as_ref()?.services.frontend(frontend).service_port;
+        Some(compiled.ports_v6.get(place as usize)?.id.to_string())
+    }
+}
+
+/// What became of a packet, as far as the events tell; nothing when they do not.
+pub(crate) fn verdict(events: &[Event]) -> Option<Verdict> {
+    let last = events.iter().rev().find_map(|event| match event {
+        Event::Sent { .. } => Some(Verdict::Forward),
+        Event::Delivered { .. } => Some(Verdict::Deliver),
+        Event::Held { .. } | Event::AwaitsFirst => Some(Verdict::Hold),
+        Event::Dropped(_) => Some(Verdict::Drop),
+        _ => None,
+    })?;
+    let told = events.iter().any(|event| matches!(event, Event::Answered(_)));
+    Some(if told && last == Verdict::Drop { Verdict::Reject } else { last })
 }
 
 fn trace_family<A: Family>(
@@ -359,19 +404,7 @@ pub fn teach(forwarder: &mut Forwarder, neighbours: &[KnownNeighbour], now: Inst
 
 impl Run {
     fn verdict(&self) -> Verdict {
-        let last = self.events.iter().rev().find_map(|event| match event {
-            Event::Sent { .. } => Some(Verdict::Forward),
-            Event::Delivered { .. } => Some(Verdict::Deliver),
-            Event::Held { .. } | Event::AwaitsFirst => Some(Verdict::Hold),
-            Event::Dropped(_) => Some(Verdict::Drop),
-            _ => None,
-        });
-        let told = self.events.iter().any(|event| matches!(event, Event::Answered(_)));
-        match last {
-            Some(Verdict::Drop) if told => Verdict::Reject,
-            Some(verdict) => verdict,
-            None => Verdict::Drop,
-        }
+        verdict(&self.events).unwrap_or(Verdict::Drop)
     }
 
     /// The first frame that left, and where; of one that left through a tunnel the packet inside.

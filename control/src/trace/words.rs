@@ -14,12 +14,12 @@ use pollux_dataplane::service::{
 };
 use pollux_dataplane::stats::Reason;
 use pollux_dataplane::tables::{FamilyTables, MasqueradePorts, MasqueradeRule, Match, Tables};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::translate::{Chain, ServicePorts};
 
 /// One step of a packet's way.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Step {
     /// `nat`, `filter`; `conntrack`, `route`, `neighbour`, `link` where iptables has no say.
     pub table: String,
@@ -429,7 +429,7 @@ fn filter_chain(stage: FilterStage) -> &'static str {
 }
 
 /// The name of an ICMP error, as iptables' `--reject-with` and traceroutes have it.
-pub(super) fn error_name(kind: ErrorKind) -> String {
+pub(crate) fn error_name(kind: ErrorKind) -> String {
     match kind {
         ErrorKind::PortUnreachable => "port-unreachable".into(),
         ErrorKind::HostUnreachable => "host-unreachable".into(),
@@ -442,7 +442,7 @@ pub(super) fn error_name(kind: ErrorKind) -> String {
 }
 
 /// The drop that a step list ends in, if it does.
-pub(super) fn dropped(events: &[Event]) -> Option<Reason> {
+pub(crate) fn dropped(events: &[Event]) -> Option<Reason> {
     events.iter().rev().find_map(|event| match event {
         Event::Dropped(reason) => Some(*reason),
         _ => None,

@@ -353,6 +353,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             return self.encapsulate(packet, link);
         }
         self.address(&mut packet, link);
+        self.observer.leaves(link.port, &packet);
         self.out.send(link.port, packet);
     }
 

@@ -116,6 +116,7 @@ impl Core {
         };
         ethernet::set_link(&mut packet, HOST_SIDE, host.link_address);
         observer.see(Event::Delivered { port: id });
+        observer.leaves(id, &packet);
         out.send(id, packet);
     }
 
@@ -138,6 +139,7 @@ impl Core {
             ethernet::set_link(&mut packet, link.source, host.link_address);
         }
         observer.see(Event::Delivered { port: id });
+        observer.leaves(id, &packet);
         out.send(id, packet);
     }
 }
@@ -294,13 +296,20 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
             match event {
                 NeighbourEvent::Solicit(solicitation) => self.solicit(&solicitation),
                 NeighbourEvent::Release(adjacency, packet) if packet.port == ORIGINATED => {
+                    self.observer.resumes();
                     match self.state.neighbours.resolved(adjacency) {
                         Some(link) => self.transmit_own(packet, &link),
                         None => self.drop(packet, Reason::NeighbourFailed),
                     }
                 }
-                NeighbourEvent::Release(_, packet) => self.again(packet),
-                NeighbourEvent::Failed(packet, reason) => self.failed(packet, reason),
+                NeighbourEvent::Release(_, packet) => {
+                    self.observer.resumes();
+                    self.again(packet);
+                }
+                NeighbourEvent::Failed(packet, reason) => {
+                    self.observer.resumes();
+                    self.failed(packet, reason);
+                }
             }
         }
         self.state.working_off = false;
@@ -348,6 +357,7 @@ impl<A: Wire, O: Output, T: Observer> Pass<'_, A, O, T> {
         );
         if let Some(request) = request {
             self.core.stats.originated += 1;
+            self.observer.leaves(out, &request);
             self.out.send(out, request);
         }
     }
@@ -517,6 +527,7 @@ impl<O: Output, T: Observer> Pass<'_, V4, O, T> {
         {
             answer.port = ORIGINATED;
             self.core.stats.originated += 1;
+            self.observer.leaves(id, &answer);
             self.out.send(id, answer);
         }
         if let Some(how) = decision.learn {

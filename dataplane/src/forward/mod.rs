@@ -55,7 +55,7 @@ pub use host::HOST_SIDE;
 use host::{Wire, pass_on};
 pub use limit::ErrorRate;
 use limit::Limiter;
-pub use observe::{Event, Nobody, Observer};
+pub use observe::{BoxedObserver, Event, Nobody, Observer, ObserverId, Observers};
 use orphans::Orphans;
 
 /// Where the forwarder puts frames that are ready to leave.
@@ -323,6 +323,7 @@ impl Forwarder {
         out: &mut impl Output,
         observer: &mut T,
     ) {
+        observer.begins(&self.tables);
         let mut classes: ArrayVec<Class, BURST> = ArrayVec::new();
         let forwards_v4 = self.tables.v4.is_some();
         // A reference of the burst's own: that of `self` would be read again for every packet.
@@ -348,13 +349,16 @@ impl Forwarder {
         let mut packets = burst.drain(..);
         for class in &classes {
             let Some(mut packet) = packets.next() else { break };
+            observer.arrives(&packet);
             if let Class::Plain(plain) = class
                 && let Some(port) = self.express(flows, &mut packet, plain, now, observer)
             {
+                observer.leaves(port, &packet);
                 out.send(port, packet);
             } else {
                 self.in_full(packet, class, now, out, observer);
             }
+            observer.ends();
         }
         self.count_held();
     }
@@ -366,6 +370,8 @@ impl Forwarder {
 
     /// As [`tick`](Forwarder::tick), telling `observer` every step of packets that had waited.
     pub fn tick_observed(&mut self, now: Instant, out: &mut impl Output, observer: &mut impl Observer) {
+        observer.begins(&self.tables);
+        observer.resumes();
         let since = now.saturating_since(Instant(self.siblings.ticked.fetch_max(now.0, Relaxed)));
         self.v4.flows.expire_since(now.into(), since);
         self.v6.flows.expire_since(now.into(), since);
@@ -381,6 +387,7 @@ impl Forwarder {
             Some(mut pass) => pass.poll(),
             None => self.v6.let_go(&self.tables.ports, &mut self.core),
         }
+        observer.ends();
         self.count_held();
     }
 

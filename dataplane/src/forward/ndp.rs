@@ -50,6 +50,7 @@ impl<O: Output, T: Observer> Pass<'_, V6, O, T> {
             && let Ok(answer) = answer.to_packet(self.core.pool, ORIGINATED, port.link_address, to)
         {
             self.core.stats.originated += 1;
+            self.observer.leaves(id, &answer);
             self.out.send(id, answer);
         }
         match decision.learn {

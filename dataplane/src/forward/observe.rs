@@ -3,15 +3,38 @@
 //! code. `pollux trace` and the demo watch the same code that forwards, so they cannot disagree with it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use crate::packet::{LinkAddr, PortId, Protocol};
+use crate::packet::{LinkAddr, Packet, PortId, Protocol};
 use crate::service::{BackendSet, FilterStage, FilterVerdict, FrontendId, MarkReason, Origin};
 use crate::stats::Reason;
+use crate::tables::Tables;
 
-/// Receives the steps of packets, in order.
+/// Receives the steps of packets, in order. Who wants no more than the steps need not listen to the rest.
 pub trait Observer {
     /// One step of the packet in hand.
     fn see(&mut self, event: Event);
+
+    /// What follows is decided by these tables.
+    #[inline(always)]
+    fn begins(&mut self, _tables: &Arc<Tables>) {}
+
+    /// A frame has come in and nothing has been done with it: what follows is about it, until
+    /// [`ends`](Observer::ends).
+    #[inline(always)]
+    fn arrives(&mut self, _packet: &Packet) {}
+
+    /// What follows is about a packet that had waited, for its next hop or for other fragments.
+    #[inline(always)]
+    fn resumes(&mut self) {}
+
+    /// A frame leaves by the port as it is now: the one in hand, or one that the node makes because of it.
+    #[inline(always)]
+    fn leaves(&mut self, _port: PortId, _packet: &Packet) {}
+
+    /// All that was to be done with the frame in hand is done.
+    #[inline(always)]
+    fn ends(&mut self) {}
 }
 
 /// Watches nothing.
@@ -28,9 +51,68 @@ impl Observer for Vec<Event> {
     }
 }
 
-impl<T: Observer + ?Sized> Observer for Box<T> {
+/// An observer that a worker keeps.
+pub type BoxedObserver = Box<dyn Observer + Send>;
+
+/// Several observers, each of which receives everything.
+#[derive(Default)]
+pub struct Observers {
+    all: Vec<(ObserverId, BoxedObserver)>,
+    next: u64,
+}
+
+/// Names one of several observers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ObserverId(u64);
+
+impl Observers {
+    /// Adds one.
+    pub fn add(&mut self, observer: BoxedObserver) -> ObserverId {
+        let id = ObserverId(self.next);
+        self.next += 1;
+        self.all.push((id, observer));
+        id
+    }
+
+    /// Takes one out; nothing when it is gone already.
+    pub fn remove(&mut self, id: ObserverId) -> Option<BoxedObserver> {
+        let at = self.all.iter().position(|(one, _)| *one == id)?;
+        Some(self.all.remove(at).1)
+    }
+
+    /// Whether nobody watches.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    fn each(&mut self) -> impl Iterator<Item = &mut BoxedObserver> {
+        self.all.iter_mut().map(|(_, observer)| observer)
+    }
+}
+
+impl Observer for Observers {
     fn see(&mut self, event: Event) {
-        (**self).see(event);
+        self.each().for_each(|observer| observer.see(event.clone()));
+    }
+
+    fn begins(&mut self, tables: &Arc<Tables>) {
+        self.each().for_each(|observer| observer.begins(tables));
+    }
+
+    fn arrives(&mut self, packet: &Packet) {
+        self.each().for_each(|observer| observer.arrives(packet));
+    }
+
+    fn resumes(&mut self) {
+        self.each().for_each(|observer| observer.resumes());
+    }
+
+    fn leaves(&mut self, port: PortId, packet: &Packet) {
+        self.each().for_each(|observer| observer.leaves(port, packet));
+    }
+
+    fn ends(&mut self) {
+        self.each().for_each(|observer| observer.ends());
     }
 }
 

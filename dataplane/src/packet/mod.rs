@@ -213,6 +213,13 @@ impl Packet {
         }
     }
 
+    /// Shows the frame's chunks, in order, as [`into_chunks`](Packet::into_chunks) would give them away.
+    #[inline]
+    pub fn each_chunk(&self, see: &mut impl FnMut(Chunk)) {
+        see(Chunk { index: self.head.index(), start: self.start, len: self.head_len });
+        self.rest.each(self.head.pool(), &mut |index, start, len| see(Chunk { index, start, len }));
+    }
+
     /// How many chunks the frame fills.
     #[inline]
     pub fn chunks(&self) -> usize {

@@ -29,7 +29,7 @@ use crate::packet::{BURST, Burst, Packet, PoolEmpty, PortId};
 use crate::pool::{CHUNK, HEADROOM, Pool};
 use crate::port::ring::{Ring, SLOT_ALIGN, SLOT_OVERHEAD, Slot};
 use crate::port::virtio::{self, HEADER_LEN};
-use crate::port::{Capabilities, MAX_CHAIN, MAX_FRAME, Port, sys};
+use crate::port::{Capabilities, MAX_CHAIN, MAX_FRAME, Port, guard, sys};
 
 /// Parts of the longest frame that is received: its first chunk holds less, for the headroom.
 const MAX_PARTS: usize = 1 + (MAX_FRAME - (CHUNK - HEADROOM)).div_ceil(CHUNK);
@@ -70,6 +70,16 @@ pub enum SuperFrames {
     Ring,
 }
 
+/// Which frames are received.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Frames {
+    /// All that come in.
+    #[default]
+    All,
+    /// Those that are not Pollux's alone: all but what a [guard](crate::port::guard) would keep from the kernel.
+    LeftToKernel,
+}
+
 /// How to open a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
@@ -77,12 +87,14 @@ pub struct Options {
     pub slots: usize,
     /// Where super-frames wait.
     pub super_frames: SuperFrames,
+    /// Which frames are received.
+    pub frames: Frames,
 }
 
 impl Default for Options {
     /// 1024 slots, super-frames wherever they can be kept best.
     fn default() -> Self {
-        Options { slots: 1024, super_frames: SuperFrames::Automatic }
+        Options { slots: 1024, super_frames: SuperFrames::Automatic, frames: Frames::All }
     }
 }
 
@@ -141,6 +153,9 @@ impl AfPacketPort {
             (libc::PACKET_COPY_THRESH, 1),
         ] {
             sys::set_option(&socket, libc::SOL_PACKET, name, &value)?;
+        }
+        if options.frames == Frames::LeftToKernel {
+            sys::attach_filter(&socket, &left_to_kernel())?;
         }
         let limit = raise_queue_limit(&socket)?;
         let super_frames = match options.super_frames {
@@ -274,6 +289,54 @@ impl Port for AfPacketPort {
         }
         self.kernel_drops + self.lost
     }
+}
+
+/// The filter of [`Frames::LeftToKernel`], the counterpart of a guard's program. A frame that ends before what is read
+/// of it is the kernel's.
+fn left_to_kernel() -> [libc::sock_filter; 21] {
+    const ACCEPT: u8 = 19;
+    const DROP: u8 = 20;
+    const IP: u32 = 14;
+    let load = |size: u32, at: u32| move |_| (libc::BPF_LD | size | libc::BPF_ABS, at, 0, 0);
+    let special = |what: i32| load(libc::BPF_W, (libc::SKF_AD_OFF + what).cast_unsigned());
+    let half = |at: u32| load(libc::BPF_H, at);
+    let byte = |at: u32| load(libc::BPF_B, at);
+    let jump = |how: u32, value: u32, yes: u8, no: u8| {
+        // The targets are places in the program; jumps count from the next instruction.
+        move |at: u8| (libc::BPF_JMP | how | libc::BPF_K, value, yes - at - 1, no - at - 1)
+    };
+    let len = |_| (libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0, 0, 0);
+    let and = |value: u32| move |_| (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, value, 0, 0);
+    let end = |len: u32| move |_| (libc::BPF_RET | libc::BPF_K, len, 0, 0);
+    let (equal, at_least, above) = (libc::BPF_JEQ, libc::BPF_JGE, libc::BPF_JGT);
+    let (prefix, mask) = guard::LINK_LOCAL;
+    let program: [&dyn Fn(u8) -> (u32, u32, u8, u8); 21] = [
+        &special(libc::SKF_AD_PKTTYPE),
+        &jump(equal, libc::PACKET_HOST.into(), 2, ACCEPT),
+        &special(libc::SKF_AD_VLAN_TAG_PRESENT),
+        &jump(equal, 0, 4, ACCEPT),
+        &half(12),
+        &jump(equal, 0x0800, DROP, 6),
+        &jump(equal, guard::IPV6.into(), 7, ACCEPT),
+        &len,
+        &jump(at_least, IP + guard::ICMPV6_TYPE, 9, ACCEPT),
+        &half(IP + guard::DESTINATION),
+        &and(mask.into()),
+        &jump(equal, prefix.into(), ACCEPT, 12),
+        &byte(IP + guard::NEXT_HEADER),
+        &jump(equal, guard::ICMPV6.into(), 14, DROP),
+        &len,
+        &jump(above, IP + guard::ICMPV6_TYPE, 16, ACCEPT),
+        &byte(IP + guard::ICMPV6_TYPE),
+        &jump(at_least, (*guard::DISCOVERY.start()).into(), 18, DROP),
+        &jump(above, (*guard::DISCOVERY.end()).into(), DROP, ACCEPT),
+        &end(u32::MAX),
+        &end(0),
+    ];
+    std::array::from_fn(|at| {
+        let (code, k, jt, jf) = program[at](at as u8);
+        libc::sock_filter { code: code as u16, jt, jf, k }
+    })
 }
 
 /// Raises the limit of the socket's queue and says what it became, in bytes of the kernel's accounting.

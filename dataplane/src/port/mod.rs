@@ -4,6 +4,7 @@
 //! super-frame) is finished in software by the caller, who asks [`Port::capabilities`] first.
 
 pub mod af_packet;
+pub mod af_xdp;
 #[cfg(feature = "dpdk")]
 pub mod dpdk;
 pub mod fault;
@@ -17,6 +18,7 @@ mod sys;
 pub mod tap;
 mod virtio;
 
+use std::any::Any;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -32,8 +34,9 @@ pub const MAX_FRAME: usize = 14 + 4 + 40 + 65_535;
 /// headers in one of their own. Every port fills its chunks further (AF_XDP up to 1792 bytes, DPDK's drivers 1920).
 pub(crate) const MAX_CHAIN: usize = 1 + MAX_FRAME.div_ceil(CHUNK / 2);
 
-/// A port's I/O backend. Called by one worker, once per burst.
-pub trait Port: Send {
+/// A port's I/O backend, or a wrapper around one ([`fault`], [`RecorderPort`](crate::capture::RecorderPort)). Called
+/// by one worker, once per burst.
+pub trait Port: Send + Any {
     /// Appends received frames to `burst`, as many as are ready and fit. Each has the port's number in
     /// [`Packet::port`](crate::packet::Packet::port) and what the device said in
     /// [`offload`](crate::packet::Packet::offload).

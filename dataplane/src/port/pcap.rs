@@ -240,7 +240,7 @@ impl<R: Read, W: Write> PcapPort<R, W> {
     }
 }
 
-impl<R: Read + Send, W: Write + Send> Port for PcapPort<R, W> {
+impl<R: Read + Send + 'static, W: Write + Send + 'static> Port for PcapPort<R, W> {
     fn receive(&mut self, burst: &mut Burst) -> io::Result<()> {
         let before = burst.len();
         while !burst.is_full() {
@@ -396,7 +396,7 @@ mod tests {
             writer.write(Instant::from_secs(second), &packet).unwrap();
         }
         let capture = writer.finish().unwrap();
-        let reader = PcapReader::new(&capture[..]).unwrap();
+        let reader = PcapReader::new(io::Cursor::new(capture)).unwrap();
         let writer = PcapWriter::new(Vec::new()).unwrap();
         let mut port = PcapPort::new(reader, writer, PortId(3), pool);
 
@@ -426,7 +426,7 @@ mod tests {
         let pool = Pool::new(8).unwrap();
         let mut bytes = capture(false, MICROSECONDS, 0);
         bytes.extend([0; 7]);
-        let reader = PcapReader::new(&bytes[..]).unwrap();
+        let reader = PcapReader::new(io::Cursor::new(bytes)).unwrap();
         let writer = PcapWriter::new(Vec::new()).unwrap();
         let mut port = PcapPort::new(reader, writer, PortId(0), pool);
         let mut burst = Burst::new();

@@ -43,6 +43,12 @@ pub(super) fn set_option<T: Copy>(fd: &impl AsRawFd, level: c_int, name: c_int, 
     Ok(())
 }
 
+/// Lets a socket receive only what a classic BPF program accepts.
+pub(super) fn attach_filter(fd: &impl AsRawFd, program: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
 /// Reads a socket option into a copy of `value`, which is an `int` or a structure of plain numbers.
 pub(super) fn get_option<T: Copy>(
     fd: &impl AsRawFd,
@@ -132,6 +138,11 @@ unsafe impl Send for Mapping {}
 impl Mapping {
     /// Maps the first `len` bytes of `fd` for reading and writing.
     pub(super) fn new(fd: RawFd, len: usize) -> io::Result<Mapping> {
+        Mapping::at(fd, 0, len)
+    }
+
+    /// Maps `len` bytes of `fd` from `offset` for reading and writing.
+    pub(super) fn at(fd: RawFd, offset: libc::off_t, len: usize) -> io::Result<Mapping> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe {
             libc::mmap(
@@ -140,7 +151,7 @@ impl Mapping {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED | libc::MAP_POPULATE,
                 fd,
-                0,
+                offset,
             )
         };
         if start == libc::MAP_FAILED {

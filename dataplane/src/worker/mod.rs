@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
-use crate::forward::{Forwarder, Nobody, Observer};
-use crate::packet::{Burst, PortId};
+use crate::forward::{BoxedObserver, Forwarder, Nobody, Observer, ObserverId, Observers};
+use crate::packet::{BURST, Burst, PortId};
 use crate::port::Port;
 use crate::stats::{PortStats, Stats};
 use crate::tables::Tables;
@@ -54,11 +54,8 @@ pub struct Worker {
     epoch: std::time::Instant,
     stop: bool,
     /// Who watches, for as long as somebody does.
-    observer: Option<BoxedObserver>,
+    observers: Observers,
 }
-
-/// An observer that a worker keeps.
-pub type BoxedObserver = Box<dyn Observer + Send>;
 
 impl Worker {
     /// A worker around `forwarder`, alone, and the control side's handle to it.
@@ -106,7 +103,7 @@ impl Worker {
             idle: Idle::default(),
             epoch,
             stop: false,
-            observer: None,
+            observers: Observers::default(),
         };
         (worker, Handle { commands, bell, pulse, retired: back, epoch })
     }
@@ -142,6 +139,22 @@ impl Worker {
         self.ports.remove(id)
     }
 
+    /// Puts `change(port)` where a port of the worker's own was: the port behind a wrapper, or without one. Nothing
+    /// happens when the worker does not have the port.
+    pub fn change_port(&mut self, id: PortId, change: impl FnOnce(Box<dyn Port>) -> Box<dyn Port>) {
+        self.ports.change(id, change);
+    }
+
+    /// Sends everything that other workers have handed over until now. After all of them have been told that a port
+    /// has gone, and each has done this, no frame for it is on its way any more.
+    pub fn serve_all_peers(&mut self) {
+        // As many rounds as a full ring needs: what comes meanwhile can wait.
+        for _ in 0..=peers::RING / BURST {
+            self.ports.serve_peers();
+            self.ports.flush();
+        }
+    }
+
     /// Changes how the worker idles.
     pub fn set_idle(&mut self, idle: Idle) {
         self.idle = idle;
@@ -152,10 +165,15 @@ impl Worker {
         &mut self.forwarder
     }
 
-    /// Tells every step of every packet to `observer` from now on, or nobody any more. Nobody watching
+    /// Tells every step of every packet to `observer` from now on, beside those that watch already. Nobody watching
     /// costs one comparison for a round of all ports: the pipeline is compiled once for each case.
-    pub fn observe(&mut self, observer: Option<BoxedObserver>) {
-        self.observer = observer;
+    pub fn observe(&mut self, observer: BoxedObserver) -> ObserverId {
+        self.observers.add(observer)
+    }
+
+    /// Tells an observer nothing any more, and returns it.
+    pub fn hush(&mut self, id: ObserverId) -> Option<BoxedObserver> {
+        self.observers.remove(id)
     }
 
     /// Time since the worker was made: the `now` of everything it does.
@@ -203,14 +221,13 @@ impl Worker {
     /// Takes one burst from every port and forwards it, takes in other workers' news and sends the frames that they
     /// have handed over. Returns how many frames that were.
     pub fn poll(&mut self, now: Instant) -> usize {
-        match self.observer.take() {
-            None => self.poll_observed(now, &mut Nobody),
-            Some(mut observer) => {
-                let received = self.poll_observed(now, &mut observer);
-                self.observer = Some(observer);
-                received
-            }
+        if self.observers.is_empty() {
+            return self.poll_observed(now, &mut Nobody);
         }
+        let mut observers = std::mem::take(&mut self.observers);
+        let received = self.poll_observed(now, &mut observers);
+        self.observers = observers;
+        received
     }
 
     /// As [`poll`](Worker::poll), telling every step to `observer`.
@@ -268,12 +285,10 @@ impl Worker {
                 Err(TrySendError::Disconnected(tables)) => drop(tables), // nobody is left to free them
             }
         }
-        match self.observer.take() {
-            None => self.forwarder.tick(now, &mut self.ports),
-            Some(mut observer) => {
-                self.forwarder.tick_observed(now, &mut self.ports, &mut observer);
-                self.observer = Some(observer);
-            }
+        if self.observers.is_empty() {
+            self.forwarder.tick(now, &mut self.ports);
+        } else {
+            self.forwarder.tick_observed(now, &mut self.ports, &mut self.observers);
         }
         self.ports.flush();
     }

@@ -91,6 +91,19 @@ impl PortSet {
         Some(Removed { port: slot.port, stats: slot.stats })
     }
 
+    /// Puts `change(port)` where an own port was.
+    pub(super) fn change(&mut self, id: PortId, change: impl FnOnce(Box<dyn Port>) -> Box<dyn Port>) {
+        let Some(place) = self.slots.get_mut(id.index()) else { return };
+        *place = match std::mem::take(place) {
+            Place::Own(mut slot) => {
+                slot.port = change(slot.port);
+                slot.capabilities = slot.port.capabilities();
+                Place::Own(slot)
+            }
+            other => other,
+        };
+    }
+
     fn place(&mut self, id: PortId) -> &mut Place {
         if self.slots.len() <= id.index() {
             self.slots.resize_with(id.index() + 1, Place::default);

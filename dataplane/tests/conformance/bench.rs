@@ -89,8 +89,11 @@ pub(crate) trait Wire: Send {
     /// Switches the port's device off or on; returns when it is so.
     fn set_device(&mut self, device: Device);
 
-    /// Makes frames of `bytes` bytes behind their link header possible on the port's device, and on the wire.
-    fn set_mtu(&mut self, _bytes: usize) {}
+    /// Makes frames of `bytes` bytes behind their link header possible on the port's device and on the wire; says
+    /// whether they let it.
+    fn set_mtu(&mut self, _bytes: usize) -> bool {
+        true
+    }
 
     /// The pool of the frames that it sends, where they reach the port as they are.
     fn memory(&self) -> Option<&'static Pool> {

@@ -80,6 +80,7 @@ fn needs(needs: Needs) -> String {
     match needs {
         Needs::Nothing => "nothing",
         Needs::Namespace => "`CAP_NET_RAW` in its namespace",
+        Needs::Root => "the machine's root",
         Needs::Tun => "`CAP_NET_ADMIN` in its namespace, `/dev/net/tun`",
     }
     .into()
@@ -99,6 +100,8 @@ fn arrival(arrival: Arrival) -> String {
     match arrival {
         Arrival::Marked => "as it is, marked",
         Arrival::Finished => "finished",
+        Arrival::Cut => "cut by the kernel",
+        Arrival::Missed => "not: counted by the port",
         Arrival::Bare => "as it is, unmarked",
     }
     .into()
@@ -113,6 +116,8 @@ fn longest(longest: Longest) -> String {
 
 fn jumbo(jumbo: Jumbo) -> String {
     match jumbo {
+        Jumbo::DeviceRefuses => "no: the device refuses such an MTU",
+        Jumbo::Missed => "no: counted by the port",
         Jumbo::Whole => "whole",
     }
     .into()
@@ -121,7 +126,9 @@ fn jumbo(jumbo: Jumbo) -> String {
 fn full_receive(full: FullReceive) -> String {
     match full {
         FullReceive::Missed => "the newest are lost, counted by the port",
+        FullReceive::Both => "the newest are lost, counted by the port (and by the interface)",
         FullReceive::Interface => "the newest are lost, counted by the interface",
+        FullReceive::SenderWaits => "they stay with the sender",
         FullReceive::Waits => "all wait",
     }
     .into()
@@ -139,6 +146,7 @@ fn empty_pool(empty: EmptyPool) -> String {
     match empty {
         EmptyPool::Missed => "frames are lost, counted by the port",
         EmptyPool::Waits => "frames wait",
+        EmptyPool::SendersMemory => "none can come: they lie in the same pool",
         EmptyPool::BringTheirOwn => "frames arrive: they bring their memory",
     }
     .into()

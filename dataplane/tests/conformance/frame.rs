@@ -43,9 +43,13 @@ impl Frame {
         Frame { bytes, offload: Offload::default() }
     }
 
-    /// What `packet` is.
+    /// What `packet` is. That a device has checked it already is the device's own affair.
     pub(crate) fn of(packet: &Packet) -> Frame {
-        Frame { bytes: packet.to_vec(), offload: packet.offload }
+        let mut offload = packet.offload;
+        if offload.checksum == ChecksumState::Verified {
+            offload.checksum = ChecksumState::Unknown;
+        }
+        Frame { bytes: packet.to_vec(), offload }
     }
 
     /// The frame in memory of `pool`.

@@ -60,6 +60,7 @@ fn is_allowed(backend: &Backend, rights: Rights) -> bool {
     match backend.nature.needs {
         _ if rights == Rights::Root => true,
         Needs::Nothing | Needs::Namespace => true,
+        Needs::Root => false,
         Needs::Tun => std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_ok(),
     }
 }

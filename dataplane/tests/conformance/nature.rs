@@ -45,6 +45,8 @@ pub(crate) enum Needs {
     Namespace,
     /// As [`Namespace`](Needs::Namespace), and a `/dev/net/tun` that is open to the user.
     Tun,
+    /// The machine's root: `bpf()`.
+    Root,
 }
 
 /// How unfinished frames arrive.
@@ -65,6 +67,10 @@ pub(crate) enum Arrival {
     Finished,
     /// As it is, and nothing says that it is not complete: the wire has no marks.
     Bare,
+    /// Cut before it reaches the port, its pieces' checksums partial or complete.
+    Cut,
+    /// Not: the port counts it as lost.
+    Missed,
 }
 
 /// The longest complete frame.
@@ -81,6 +87,10 @@ pub(crate) enum Longest {
 pub(crate) enum Jumbo {
     /// Arrives, in as many chunks as it needs.
     Whole,
+    /// Does not come: the device refuses such an MTU while the port is open.
+    DeviceRefuses,
+    /// Is lost and counted by the port if it is longer than its MTU at opening and a buffer, and arrives otherwise.
+    Missed,
 }
 
 /// Frames that nobody receives.
@@ -90,8 +100,12 @@ pub(crate) enum FullReceive {
     Missed,
     /// The newest are lost and counted by the interface.
     Interface,
+    /// The newest are lost and counted by the port; the interface counts the same ones.
+    Both,
     /// They wait; nothing is lost.
     Waits,
+    /// They stay with their sender.
+    SenderWaits,
 }
 
 /// Frames that the far end does not take.
@@ -112,6 +126,8 @@ pub(crate) enum EmptyPool {
     Waits,
     /// They need none: a frame brings its own.
     BringTheirOwn,
+    /// They come in the sender's memory, which is the same pool: there are none then.
+    SendersMemory,
 }
 
 /// Frames that the device does not take, now or later.

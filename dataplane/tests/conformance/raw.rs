@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
 
 use pollux_dataplane::packet::{ChecksumState, Gso, GsoKind, Offload};
 
@@ -123,9 +124,12 @@ impl Wire for RawWire {
         }
     }
 
-    fn set_mtu(&mut self, bytes: usize) {
-        ip(&format!("link set {} mtu {bytes}", self.device));
-        ip(&format!("link set {} mtu {bytes}", self.interface));
+    fn set_mtu(&mut self, bytes: usize) -> bool {
+        [self.device, self.interface].iter().all(|interface| {
+            let arguments = format!("link set {interface} mtu {bytes}");
+            let output = Command::new("ip").args(arguments.split_whitespace()).output();
+            output.expect("iproute2 is installed").status.success()
+        })
     }
 
     fn lost(&mut self) -> u64 {
@@ -145,10 +149,8 @@ pub(crate) fn wait_until_up(name: &str) {
 }
 
 fn tc(arguments: &str) {
-    let output = std::process::Command::new("tc")
-        .args(arguments.split_whitespace())
-        .output()
-        .expect("iproute2 is installed");
+    let output =
+        Command::new("tc").args(arguments.split_whitespace()).output().expect("iproute2 is installed");
     assert!(output.status.success(), "tc {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 

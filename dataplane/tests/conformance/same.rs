@@ -65,13 +65,13 @@ impl Node {
             };
             match arrival {
                 _ if frame.offload.needs_nothing() => far.inject(std::slice::from_ref(frame)),
-                Arrival::Marked | Arrival::Finished => far.inject(std::slice::from_ref(frame)),
+                Arrival::Marked | Arrival::Finished | Arrival::Cut => far.inject(std::slice::from_ref(frame)),
                 // Nothing would say that it is to be finished.
-                Arrival::Bare => far.inject(&finished(frame)),
+                Arrival::Bare | Arrival::Missed => far.inject(&finished(frame)),
             }
             self.received += match arrival {
                 Arrival::Marked => 1,
-                Arrival::Finished | Arrival::Bare => finished(frame).len() as u64,
+                _ => finished(frame).len() as u64,
             };
         }
         let Node { worker, now, received, transmitted, .. } = self;

@@ -4,10 +4,14 @@
 //! chunk back in its pool.
 
 mod errors;
+mod kernel_devices;
 mod memory_devices;
 #[path = "../ports/sandbox.rs"]
 #[allow(dead_code, reason = "shared with the tests of the kernel's ports")]
 mod sandbox;
+#[path = "../ports/topology.rs"]
+#[allow(dead_code, reason = "shared with the tests of the kernel's ports")]
+mod topology;
 
 use std::sync::OnceLock;
 
@@ -58,8 +62,12 @@ impl Drop for Chunks {
 fn main() {
     let arguments = Arguments::from_args();
     // Before any thread is started: only a process of one thread may enter a user namespace.
-    sandbox::enter();
+    let rights = sandbox::enter();
     let mut trials: Vec<Trial> = memory_devices::trials();
+    trials.extend(kernel_devices::trials(rights));
     trials.extend(errors::trials());
+    if rights != sandbox::Rights::Root {
+        println!("not root: DPDK's AF_XDP driver is left out");
+    }
     libtest_mimic::run(&arguments, trials).exit();
 }

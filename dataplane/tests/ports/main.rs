@@ -5,8 +5,11 @@
 //! `bpf()` is refused. Run by an ordinary user, what needs root is counted apart.
 
 mod af_packet;
+mod af_xdp;
 mod guard;
+mod idle;
 mod sandbox;
+mod steer;
 mod tap;
 mod topology;
 
@@ -33,14 +36,17 @@ fn main() {
     // Before any thread is started: only a process of one thread may enter a user namespace.
     let rights = sandbox::enter();
     let mut trials = af_packet::trials();
+    trials.extend(idle::trials());
     let taps = tap::are_allowed(rights);
     trials.extend(tap::trials().into_iter().map(|trial| trial.with_ignored_flag(!taps)));
     trials.extend(guard::trials(rights));
+    trials.extend(af_xdp::trials(rights));
+    trials.extend(steer::trials(rights));
     trials.push(
         Trial::test("all_of_this_without_root", run_without_root).with_ignored_flag(rights != Rights::Root),
     );
     if rights == Rights::User && std::env::var_os(sandbox::FORCE_USER).is_none() {
-        println!("not root: TCX links and the second run in a user namespace are left out");
+        println!("not root: TCX links, AF_XDP and the second run in a user namespace are left out");
     }
     if !taps {
         println!("not root, and /dev/net/tun is closed to this user: the tests of TAP ports are left out");

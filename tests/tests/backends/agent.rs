@@ -95,7 +95,7 @@ impl AgentStage {
     }
 
     fn workers(&self) -> impl Iterator<Item = &Handle> {
-        std::iter::once(self.agent.worker())
+        self.agent.workers().iter()
     }
 
     /// Asks every worker.
@@ -147,8 +147,12 @@ impl AgentStage {
 }
 
 impl Stage for AgentStage {
-    fn carries_partial(&self, _: &str) -> bool {
-        self.backend.partial == Partial::Carried
+    fn carries_partial(&self, port: &str) -> bool {
+        match self.backend.partial {
+            Partial::Carried => true,
+            Partial::ByTheHostPort => port == port::HOST,
+            Partial::Completed => false,
+        }
     }
 
     fn choose(&mut self, choice: Choice) -> Result<(), String> {

@@ -17,7 +17,6 @@ use pollux_control::kernel::sandbox::Privilege;
 use pollux_control::lab::{Device, End, Kind, Network, Node, Plan};
 use pollux_dataplane::packet::LinkAddr;
 use pollux_tests::seed::{link, port};
-use pollux_tests::walks::Walk;
 
 /// How an agent's ports are opened.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +37,8 @@ pub(super) struct Backend {
 pub(super) enum Partial {
     /// They leave as they came.
     Carried,
+    /// They are found out, leave as they came by the host port's TAP, and are completed elsewhere.
+    ByTheHostPort,
     /// They are completed.
     Completed,
 }
@@ -47,17 +48,26 @@ pub(super) enum Partial {
 enum Needs {
     /// That over its own namespaces.
     Namespace,
+    /// That over the machine: bpf().
+    Root,
 }
 
 /// All of them.
-pub(super) const BACKENDS: [Backend; 2] = [
-    Backend { name: "memory", lines: &[], workers: 1, partial: Partial::Completed, needs: Needs::Namespace },
+pub(super) const BACKENDS: [Backend; 3] = [
+    Backend { name: "memory", lines: &[], workers: 2, partial: Partial::Completed, needs: Needs::Namespace },
     Backend {
         name: "af_packet",
         lines: &["backend: af_packet"],
-        workers: 1,
+        workers: 2,
         partial: Partial::Carried,
         needs: Needs::Namespace,
+    },
+    Backend {
+        name: "af_xdp",
+        lines: &["backend: af_xdp"],
+        workers: 2,
+        partial: Partial::ByTheHostPort,
+        needs: Needs::Root,
     },
 ];
 
@@ -75,13 +85,10 @@ impl Backend {
         }
     }
 
-    pub(super) fn plays(&self, _: &Walk) -> bool {
-        true
-    }
-
-    pub(super) fn is_allowed(&self, _: Privilege) -> bool {
+    pub(super) fn is_allowed(&self, privilege: Privilege) -> bool {
         match self.needs {
             Needs::Namespace => true,
+            Needs::Root => privilege == Privilege::Root,
         }
     }
 }

@@ -188,7 +188,8 @@ pub enum EventItem {
     Lost(u64),
 }
 
-/// Counters of connections since the start.
+/// Counters of connections since the start. What all workers share is counted with the first: the sum over the
+/// workers is right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CountersItem {
     /// The worker's number.

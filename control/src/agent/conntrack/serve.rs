@@ -11,7 +11,7 @@ use crossbeam_channel::{never, select};
 use jiff::Timestamp;
 use pollux_dataplane::flow::{Counters, EventKind, FlowEvent, FlowInfo};
 use pollux_dataplane::packet::{Family, Protocol, V4, V6};
-use pollux_dataplane::stats::Reason;
+use pollux_dataplane::stats::{Drops, Reason};
 
 use super::super::admin::Client;
 use super::super::shared::Shared;
@@ -36,7 +36,7 @@ pub(in crate::agent) enum Outcome {
     Refused(String),
 }
 
-const STOPPED: &str = "the worker has stopped";
+const STOPPED: &str = "a worker has stopped";
 
 /// Answers a request.
 pub(in crate::agent) fn answer(
@@ -68,7 +68,7 @@ pub(in crate::agent) fn answer(
         }
         Action::Events { kinds } => events(client, shared, &selector, kinds, stop)?,
         Action::Stats => match counters(shared) {
-            Some(counters) => client.item(&counters)?,
+            Some(counters) => counters.iter().try_for_each(|item| client.item(item))?,
             None => return Ok(Outcome::Refused(STOPPED.to_owned())),
         },
         Action::SourcePorts { top } => {
@@ -100,7 +100,7 @@ fn list<A: Tracked>(client: &mut Client<'_>, shared: &Shared, selector: &Selecto
     if !selector.has_family::<A>() {
         return Ok(());
     }
-    walked(tracking::pieces::<A, _>(&shared.flows, &shared.worker, |flows| {
+    walked(tracking::pieces::<A, _>(&shared.flows, &shared.team, |flows| {
         match chosen(&flows, selector).try_for_each(|flow| client.item(&TrackedItem::of(flow))) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => ControlFlow::Break(error),
@@ -116,7 +116,7 @@ fn count<A: Tracked>(shared: &Shared, selector: &Selector<'_>) -> u64 {
         return A::table(&shared.flows).len() as u64;
     }
     let mut count = 0;
-    let _ = tracking::pieces::<A, ()>(&shared.flows, &shared.worker, |flows| {
+    let _ = tracking::pieces::<A, ()>(&shared.flows, &shared.team, |flows| {
         count += chosen(&flows, selector).count() as u64;
         ControlFlow::Continue(())
     });
@@ -129,10 +129,10 @@ fn delete<A: Tracked>(client: &mut Client<'_>, shared: &Shared, selector: &Selec
         return Ok(true);
     }
     let mut is_there = true;
-    walked(tracking::pieces::<A, _>(&shared.flows, &shared.worker, |flows| {
+    walked(tracking::pieces::<A, _>(&shared.flows, &shared.team, |flows| {
         let chosen: Vec<_> = chosen(&flows, selector).collect();
         let entries: Vec<_> = chosen.iter().map(|flow| flow.entry).collect();
-        let gone = match tracking::remove::<A>(&shared.flows, &shared.worker, &entries, None) {
+        let gone = match tracking::remove::<A>(&shared.flows, &shared.team, &entries, None) {
             Ok(Removed::Gone(gone)) => gone,
             Ok(Removed::Overtaken) => Vec::new(),
             Err(_) => {
@@ -211,20 +211,36 @@ fn meant<A: Family>(
     selector.selects(&event.flow).then(|| item(event.kind, TrackedItem::of(&event.flow))).flatten()
 }
 
-/// Nothing when the worker has stopped.
-fn counters(shared: &Shared) -> Option<CountersItem> {
-    let dropped = shared.worker.ask(|worker| worker.stats().dropped).ok()?;
+/// The counters of each worker. Those of what all share stand with the first. Nothing when a worker has stopped.
+fn counters(shared: &Shared) -> Option<Vec<CountersItem>> {
+    let dropped = shared.team.ask_all(|worker| worker.stats().dropped).ok()?;
+    let mut items: Vec<CountersItem> =
+        dropped.iter().zip(0..).map(|(drops, worker)| of_worker(worker, drops)).collect();
     let (v4, v6) = (V4::table(&shared.flows), V6::table(&shared.flows));
     let counters = [v4.counters(), v6.counters()];
     let of = |field: fn(&Counters) -> u64| counters.iter().map(field).sum();
-    let drops = |reasons: &[Reason]| reasons.iter().map(|reason| dropped.get(*reason)).sum();
-    Some(CountersItem {
-        worker: 0,
-        invalid: drops(&[Reason::Invalid, Reason::TcpFlags, Reason::TransportChecksum]),
+    let first = items.first_mut()?;
+    *first = CountersItem {
         insert: of(|counters| counters.inserted),
+        early_drop: of(|counters| counters.evicted),
+        expired: of(|counters| counters.expired),
+        removed: of(|counters| counters.removed),
+        swept: shared.swept.load(Ordering::Relaxed),
+        entries: (v4.len() + v6.len()) as u64,
+        capacity: (v4.capacity() + v6.capacity()) as u64,
+        events_lost: v4.events_lost() + v6.events_lost(),
+        ..*first
+    };
+    Some(items)
+}
+
+fn of_worker(worker: u32, dropped: &Drops) -> CountersItem {
+    let drops = |reasons: &[Reason]| reasons.iter().map(|reason| dropped.get(*reason)).sum();
+    CountersItem {
+        worker,
+        invalid: drops(&[Reason::Invalid, Reason::TcpFlags, Reason::TransportChecksum]),
         insert_failed: drops(&[Reason::SnatExhausted]),
         drop: drops(&[Reason::FlowTableFull]),
-        early_drop: of(|counters| counters.evicted),
         error: drops(&[
             Reason::FrameTruncated,
             Reason::IpVersion,
@@ -234,13 +250,8 @@ fn counters(shared: &Shared) -> Option<CountersItem> {
             Reason::Ipv6Extensions,
             Reason::TransportTruncated,
         ]),
-        expired: of(|counters| counters.expired),
-        removed: of(|counters| counters.removed),
-        swept: shared.swept.load(Ordering::Relaxed),
-        entries: (v4.len() + v6.len()) as u64,
-        capacity: (v4.capacity() + v6.capacity()) as u64,
-        events_lost: v4.events_lost() + v6.events_lost(),
-    })
+        ..CountersItem::default()
+    }
 }
 
 /// Counts of the source ports in use between addresses of the node and backends (NAT-06), for the pairs that
@@ -260,7 +271,7 @@ impl SourcePorts {
         let state = shared.state();
         let Some(tables) = A::family(&state.compiled.tables) else { return };
         let interfaces = &tables.routing.interfaces;
-        let _ = tracking::pieces::<A, ()>(&shared.flows, &shared.worker, |flows| {
+        let _ = tracking::pieces::<A, ()>(&shared.flows, &shared.team, |flows| {
             for flow in chosen(&flows, selector) {
                 // Masqueraded, or from the node itself: the same ports are at stake.
                 let from = flow.reply.destination;

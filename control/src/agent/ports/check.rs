@@ -23,7 +23,7 @@ pub(super) const NET_RAW: Capability = Capability { name: "CAP_NET_RAW", bit: 13
 /// # Errors
 /// Exit code 2 for what the configuration says wrong, 4 for what the machine lacks: a line for each.
 pub(in crate::agent) fn check(config: &NodeConfig, kernel: &KernelState) -> Result<(), Failure> {
-    if config.ports.is_empty() {
+    if config.ports.is_empty() && config.patterns.is_empty() {
         return Err(Failure::bad_input(
             "the configuration has no ports: list them in a document of kind Node of pollux.dev/v1alpha1",
         ));
@@ -41,7 +41,7 @@ pub(in crate::agent) fn check(config: &NodeConfig, kernel: &KernelState) -> Resu
 /// Two ports cannot have one interface.
 fn shared_interfaces(config: &NodeConfig) -> Vec<String> {
     let mut interfaces = HashSet::new();
-    let ports = config.ports.iter().filter(|port| backend::has_interface(port.backend));
+    let ports = config.ports.iter().filter(|port| backend::has_interface(port));
     let twice = ports.filter(|port| !interfaces.insert(&port.interface));
     twice
         .map(|port| format!("port {}: interface {} is another port's already", port.name, port.interface))
@@ -50,7 +50,7 @@ fn shared_interfaces(config: &NodeConfig) -> Vec<String> {
 
 fn missing_privileges(config: &NodeConfig) -> Vec<String> {
     let mut needed: Vec<Capability> = Vec::new();
-    for capability in config.ports.iter().flat_map(|port| backend::privileges(port.backend)) {
+    for capability in config.ports.iter().chain(&config.patterns).flat_map(|port| backend::privileges(port)) {
         if !needed.contains(capability) {
             needed.push(*capability);
         }

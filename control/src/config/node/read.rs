@@ -1,27 +1,27 @@
 //! From the document to a [`NodeConfig`], with every check that needs no look at the machine.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::str::FromStr;
-use std::time::Duration;
 
-use pollux_dataplane::flow::LONGEST;
 use pollux_dataplane::packet::{LinkAddr, V4, V6};
-use pollux_dataplane::port::fault::{Faults, Probability};
+use pollux_dataplane::port::MAX_FRAME;
 use serde_json::Value;
 
+use super::values::{
+    address, addresses, capture, cores, faults, filter, interface_name, parse, pattern, prefix, range, sysctl,
+};
 use super::wire::{
-    Wire, WireFaults, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource,
-    WireTunnel,
+    Wire, WireInterface, WireNeighbour, WireNextHop, WirePort, WireRoute, WireRule, WireSource, WireTunnel,
 };
 use super::*;
-use crate::cluster::parse_address;
-use crate::config::duration::parse_duration;
 use crate::document::typed;
 use crate::problem::Findings;
 
 /// Outer TTL of a tunnel that does not say.
 const DEFAULT_TUNNEL_TTL: u8 = 64;
+
+/// The most workers (their numbers are a byte in what they share).
+const MOST_WORKERS: u32 = 256;
 
 impl NodeConfig {
     /// Reads the document. None if something was wrong: `findings` has it.
@@ -37,7 +37,8 @@ impl NodeConfig {
         };
         let mut config = NodeConfig {
             service_proxy_name: wire.service_proxy_name,
-            workers: range("", "workers", wire.workers, 1..=1024, findings).map(|n| n as u16),
+            workers: range("", "workers", wire.workers, 1..=MOST_WORKERS, findings).map(|n| n as u16),
+            cores: cores(&wire.cores, findings),
             connections: range(
                 "",
                 "flowTable.connections",
@@ -47,9 +48,17 @@ impl NodeConfig {
             ),
             clients: range("", "affinity.clients", wire.affinity.clients, 1..=1 << 28, findings),
             sysctl: sysctl(wire.sysctl, findings),
+            dpdk: dpdk::read(wire.dpdk, findings),
             masquerade_ports: wire.masquerade.ports.unwrap_or_default(),
             ..NodeConfig::default()
         };
+        if let Some(workers) = config.workers.map(usize::from)
+            && !config.cores.is_empty()
+            && config.cores.len() != workers
+        {
+            let cores = config.cores.len();
+            findings.error(format!("workers {workers} is not the number of cores, which is {cores}"));
+        }
         config.read_ports(wire.ports, wire.interfaces, findings);
         config.routes = match wire.routes {
             WireSource::Kernel => Source::Kernel,
@@ -69,7 +78,10 @@ impl NodeConfig {
         let mut names = HashSet::new();
         let mut indices = HashSet::new();
         let mut known = |part: &str, name: &str, index: Option<u32>, findings: &mut Findings| {
-            interface_name(part, "name", name, findings);
+            match PortConfig::is_pattern(name) {
+                true => pattern(part, name, findings),
+                false => interface_name(part, "name", name, findings),
+            }
             if !names.insert(name.to_string()) {
                 findings.error_in(part, format!("name {name} is used by two ports or interfaces"));
             }
@@ -104,13 +116,52 @@ impl NodeConfig {
                     ("linkAddress", link_address.is_some()),
                     ("proxyArp", wire.proxy_arp),
                     ("foreign", wire.foreign.is_some()),
+                    ("capture", wire.capture.is_some()),
+                    ("trace", wire.trace.is_some()),
                     ("a role but uplink", role != Role::Uplink),
                 ];
                 for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
                     findings.error_in(&part, format!("is a tunnel and cannot have {what}"));
                 }
             }
-            self.ports.push(PortConfig {
+            let interface = wire.interface.as_ref().unwrap_or(&wire.name);
+            let device = match wire.backend {
+                Backend::Dpdk => {
+                    dpdk::read_device(&part, (&wire.name, interface), wire.device, wire.queues, findings)
+                }
+                _ => {
+                    let pointless = [("device", wire.device.is_some()), ("queues", wire.queues.is_some())];
+                    for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
+                        findings.error_in(&part, format!("has {what}, which only backend dpdk has"));
+                    }
+                    None
+                }
+            };
+            if wire.xdp.is_some() && wire.backend != Backend::AfXdp {
+                findings.error_in(&part, "has xdp, and its backend is not af_xdp");
+            }
+            let is_pattern = PortConfig::is_pattern(&wire.name);
+            if is_pattern {
+                let pointless = [
+                    ("interface", wire.interface.is_some()),
+                    ("linkAddress", link_address.is_some()),
+                    ("addresses", !wire.addresses.is_empty()),
+                    ("index", wire.index.is_some()),
+                    ("capture", wire.capture.is_some()),
+                    ("trace", wire.trace.is_some()),
+                    ("the role host", role == Role::Host),
+                ];
+                for (what, _) in pointless.into_iter().filter(|(_, there)| *there) {
+                    findings.error_in(
+                        &part,
+                        format!("stands for any number of interfaces and cannot have {what}"),
+                    );
+                }
+                if !wire.backend.is_on_interface() {
+                    findings.error_in(&part, "is a pattern of interfaces, which its backend does not have");
+                }
+            }
+            let port = PortConfig {
                 role,
                 backend: wire.backend,
                 interface: wire.interface.unwrap_or_else(|| wire.name.clone()),
@@ -133,12 +184,27 @@ impl NodeConfig {
                 },
                 index: wire.index,
                 faults: wire.faults.map(|wire| faults(&part, &wire, findings)),
+                capture: wire.capture.map(|wire| capture(&part, wire, findings)),
+                trace: wire.trace.map(|wire| PortWatch {
+                    filter: filter(&part, "trace.filter", wire.filter, findings),
+                    snap_len: MAX_FRAME as u32,
+                    view: wire.view,
+                }),
                 tunnel,
+                device,
+                xdp: xdp::read(&part, wire.xdp.unwrap_or_default(), findings),
                 name: wire.name,
-            });
+            };
+            match is_pattern {
+                true => self.patterns.push(port),
+                false => self.ports.push(port),
+            }
         }
         for wire in interfaces {
             let part = format!("interface {}", wire.name);
+            if PortConfig::is_pattern(&wire.name) {
+                findings.error_in(&part, "is a pattern, which only ports can be");
+            }
             known(&part, &wire.name, wire.index, findings);
             self.interfaces.push(InterfaceConfig {
                 addresses: addresses(&part, wire.addresses, findings),
@@ -346,7 +412,10 @@ impl NodeConfig {
     }
 
     fn check_device(&self, part: &str, field: &str, name: &str, findings: &mut Findings) {
-        if self.port(name).is_none() && !self.interfaces.iter().any(|interface| interface.name == name) {
+        let is_known = self.port(name).is_some()
+            || self.interfaces.iter().any(|interface| interface.name == name)
+            || self.port_by_pattern(name).is_some();
+        if !is_known {
             findings.error_in(part, format!("{field} {name} is not a port or interface"));
         }
     }
@@ -433,113 +502,4 @@ fn contains(prefix: IpPrefix, address: IpAddr) -> bool {
         IpAddr::V4(address) => prefix.of::<V4>().is_some_and(|prefix| prefix.contains(address)),
         IpAddr::V6(address) => prefix.of::<V6>().is_some_and(|prefix| prefix.contains(address)),
     }
-}
-
-/// A prefix; an address alone is the prefix that holds it.
-fn prefix(text: &str) -> Option<IpPrefix> {
-    IpPrefix::parse(text).or_else(|| {
-        let address = parse_address(text)?;
-        IpPrefix::new(address, if address.is_ipv4() { 32 } else { 128 })
-    })
-}
-
-fn address(part: &str, field: &str, text: &str, findings: &mut Findings) -> Option<IpAddr> {
-    let address = parse_address(text);
-    if address.is_none() {
-        findings.error_in(part, format!("{field} {text:?} is not an IP address"));
-    }
-    address
-}
-
-fn addresses(part: &str, texts: Vec<String>, findings: &mut Findings) -> Vec<InterfaceAddress> {
-    let mut addresses: Vec<InterfaceAddress> = Vec::with_capacity(texts.len());
-    for text in texts {
-        let address = text.split_once('/').map_or(text.as_str(), |(address, _)| address);
-        match (parse_address(address), prefix(&text)) {
-            (Some(address), Some(subnet)) => {
-                if addresses.iter().any(|other| other.address == address) {
-                    findings.error_in(part, format!("addresses has {address} twice"));
-                }
-                addresses.push(InterfaceAddress { address, length: subnet.len() });
-            }
-            _ => findings.error_in(
-                part,
-                format!("addresses {text:?} is not an address with a prefix length (172.16.1.50/12)"),
-            ),
-        }
-    }
-    addresses
-}
-
-fn parse<T: FromStr>(part: &str, field: &str, text: &str, findings: &mut Findings) -> Option<T>
-where
-    T::Err: Display,
-{
-    text.parse().map_err(|error| findings.error_in(part, format!("{field} {error}"))).ok()
-}
-
-fn range(
-    part: &str,
-    field: &str,
-    number: Option<i64>,
-    range: std::ops::RangeInclusive<u32>,
-    findings: &mut Findings,
-) -> Option<u32> {
-    let number = number?;
-    let in_range = u32::try_from(number).ok().filter(|number| range.contains(number));
-    if in_range.is_none() {
-        findings.error_in(part, format!("{field} {number} is not in {}-{}", range.start(), range.end()));
-    }
-    in_range
-}
-
-/// Longest `faults.delay`.
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
-
-fn faults(part: &str, wire: &WireFaults, findings: &mut Findings) -> Faults {
-    let mut probability = |field: &str, number: Option<f64>| {
-        let number = number.unwrap_or(0.0);
-        Probability::new(number).unwrap_or_else(|| {
-            findings.error_in(part, format!("faults.{field} {number} is not a probability (0 to 1)"));
-            Probability::NEVER
-        })
-    };
-    let (loss, duplicate) = (probability("loss", wire.loss), probability("duplicate", wire.duplicate));
-    let (reorder, corrupt) = (probability("reorder", wire.reorder), probability("corrupt", wire.corrupt));
-    let delay = wire.delay.as_deref().map_or(Some(Duration::ZERO), parse_duration);
-    let delay = delay.filter(|delay| *delay <= LONGEST_DELAY).unwrap_or_else(|| {
-        let text = wire.delay.as_deref().unwrap_or_default();
-        findings.error_in(part, format!("faults.delay {text:?} is not a duration from 0 to 10s"));
-        Duration::ZERO
-    });
-    Faults { loss, duplicate, reorder, corrupt, delay, seed: wire.seed }
-}
-
-fn interface_name(part: &str, field: &str, name: &str, findings: &mut Findings) {
-    let fits = (1..=15).contains(&name.len()) && !matches!(name, "." | "..");
-    if !fits || name.contains(|c: char| c.is_whitespace() || c == '/' || c == '!') {
-        findings.error_in(
-            part,
-            format!("{field} {name:?} is not an interface name (1 to 15 characters, no space, / or !)"),
-        );
-    }
-}
-
-fn sysctl(wire: BTreeMap<String, i64>, findings: &mut Findings) -> BTreeMap<String, u32> {
-    let mut settings = BTreeMap::new();
-    for (name, number) in wire {
-        let Some((_, kind)) = SYSCTLS.iter().find(|(known, _)| *known == name) else {
-            findings.error(format!("sysctl.{name} is not known"));
-            continue;
-        };
-        let limits = match kind {
-            SysctlKind::Seconds => 1..=LONGEST.as_secs() as u32,
-            SysctlKind::Switch => 0..=1,
-            SysctlKind::Count => 0..=255,
-        };
-        if let Some(number) = range("", &format!("sysctl.{name}"), Some(number), limits, findings) {
-            settings.insert(name, number);
-        }
-    }
-    settings
 }

@@ -8,7 +8,9 @@ use serde::Deserialize;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
-use super::{Backend, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
+use super::dpdk::WireDpdk;
+use super::xdp::WireXdp;
+use super::{Backend, CaptureView, Foreign, MasqueradePorts, ReversePath, Role, RouteKind};
 use crate::document::nullable;
 
 #[derive(Deserialize)]
@@ -21,6 +23,8 @@ pub(super) struct Wire {
     pub(super) service_proxy_name: Option<String>,
     pub(super) workers: Option<i64>,
     #[serde(default, deserialize_with = "nullable")]
+    pub(super) cores: Vec<i64>,
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) flow_table: WireFlowTable,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) affinity: WireAffinity,
@@ -30,6 +34,8 @@ pub(super) struct Wire {
     pub(super) ports: Vec<WirePort>,
     #[serde(default, deserialize_with = "nullable")]
     pub(super) interfaces: Vec<WireInterface>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub(super) dpdk: WireDpdk,
     #[serde(default, deserialize_with = "listed_or_kernel")]
     pub(super) routes: WireSource<WireRoute>,
     #[serde(default, deserialize_with = "listed_or_kernel")]
@@ -111,7 +117,12 @@ pub(super) struct WirePort {
     pub(super) foreign: Option<Foreign>,
     pub(super) index: Option<u32>,
     pub(super) tunnel: Option<WireTunnel>,
+    pub(super) device: Option<String>,
+    pub(super) queues: Option<i64>,
+    pub(super) xdp: Option<WireXdp>,
     pub(super) faults: Option<WireFaults>,
+    pub(super) capture: Option<WireCapture>,
+    pub(super) trace: Option<WireTrace>,
 }
 
 #[derive(Deserialize, Default)]
@@ -122,6 +133,24 @@ pub(super) struct WireTunnel {
     pub(super) ttl: Option<Value>,
     pub(super) path_mtu_discovery: Option<bool>,
     pub(super) peers: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireCapture {
+    pub(super) file: String,
+    pub(super) filter: Option<String>,
+    pub(super) snap_length: Option<i64>,
+    #[serde(default)]
+    pub(super) view: CaptureView,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WireTrace {
+    pub(super) filter: Option<String>,
+    #[serde(default)]
+    pub(super) view: CaptureView,
 }
 
 #[derive(Deserialize)]

@@ -16,6 +16,7 @@ use super::judge::{Entry, Outcome, facts, timeouts};
 use super::roles::Roles;
 use super::script::{ClientPort, Content, Sender, Sending, Sequence, Step, Transport, Way};
 use crate::cli::Failure;
+use crate::lab::pollux::Wiring;
 use crate::lab::twins::forwarder::Forwarder;
 use crate::lab::twins::kernel::Kernel;
 use crate::lab::twins::packet::Tuple;
@@ -126,8 +127,15 @@ impl Nodes {
                 .set_sysctl(&format!("net/netfilter/{name}"), &value.to_string())
                 .map_err(Failure::environment)?;
         }
-        let forwarder =
-            Forwarder::start(pollux, scenario, &site, &settings, pool, &format!("{prefix}pollux"))?;
+        let forwarder = Forwarder::start(
+            pollux,
+            scenario,
+            &site,
+            &settings,
+            Wiring::AfPacket,
+            pool,
+            &format!("{prefix}pollux"),
+        )?;
         let table = Table::open(judge, scenario.family).map_err(lab)?;
         let mut nodes = Nodes {
             wires,

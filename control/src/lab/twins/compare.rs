@@ -27,6 +27,7 @@ use super::wire::Sighting;
 use super::words::{FEW, Step, Wording, Words, deliberate, differ};
 use crate::cli::Failure;
 use crate::kernel::Error;
+use crate::lab::pollux::Wiring;
 
 /// Services whose distribution is tested in a scenario at most, and tests for each: the backends and the
 /// masqueraded ports of either side.
@@ -74,13 +75,14 @@ impl From<Stopped> for Ended {
     }
 }
 
-/// Compares both nodes in one scenario. `level`: the probability up to which a fair choice may be called
+/// Compares both nodes in one scenario, Pollux on a wiring. `level`: the probability up to which a fair choice may be called
 /// unfair, in each test. `prefix` begins the names of the namespaces, which end with the comparison.
 ///
 /// # Errors
 /// When it was interrupted, or the machine lacks something. What was made is removed.
 pub fn compare(
     scenario: &Scenario,
+    wiring: Wiring,
     pool: &'static Pool,
     prefix: &str,
     level: f64,
@@ -89,7 +91,7 @@ pub fn compare(
     let begun = Instant::now();
     let site = Site::of(scenario);
     let flows = Flows::of(scenario, &site);
-    let twins = Twins::start(scenario, &site, pool, prefix)?;
+    let twins = Twins::start(scenario, &site, wiring, pool, prefix)?;
     let mut comparison = Comparison {
         twins,
         wording: Wording { site: &site, keeps_ports: keeps_ports(&scenario.rules) },

@@ -16,6 +16,7 @@ use super::scenario::Scenario;
 use super::site::{Namespaces, Site};
 use super::wire::{Place, Sighting, Wire};
 use crate::cli::Failure;
+use crate::lab::pollux::Wiring;
 
 /// Packets sent before the ends are emptied: fewer than the smallest buffer on the way holds.
 const CHUNK: usize = 48;
@@ -78,6 +79,7 @@ impl Twins {
     pub(super) fn start(
         scenario: &Scenario,
         site: &Site,
+        wiring: Wiring,
         pool: &'static Pool,
         prefix: &str,
     ) -> Result<Twins, Failure> {
@@ -87,7 +89,7 @@ impl Twins {
             [Wire::of_kernel(site, scenario.family, outside, kernel)?, Wire::of_pollux(site, outside)?];
         let kernel = Kernel::start(kernel, scenario)?;
         let forwarder =
-            Forwarder::start(pollux, scenario, site, &timeouts(), pool, &format!("{prefix}pollux"))?;
+            Forwarder::start(pollux, scenario, site, &timeouts(), wiring, pool, &format!("{prefix}pollux"))?;
         let slices = scenario.cluster.slices.values();
         let v4 = site.idle_pods[0].is_ipv4();
         Ok(Twins {

@@ -18,9 +18,10 @@ use crate::agent::{Agent, AgentOptions, HostOptions, Inputs, Running};
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::config::node::{
-    Backend, Foreign, MasqueradePorts, NodeConfig, PortConfig, ProxyArp, Role, Source,
+    Foreign, MasqueradePorts, NodeConfig, PortConfig, ProxyArp, Role, Source, XdpConfig,
 };
 use crate::kernel::netns::Netns;
+use crate::lab::pollux::Wiring;
 use crate::lab::sequences::Entry;
 
 /// Connections that the flow table holds: more than a comparison makes.
@@ -36,7 +37,7 @@ pub(in crate::lab) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Starts the agent, with settings of connection tracking by the last name of their sysctl.
+    /// Starts the agent on a wiring, with settings of connection tracking by the last name of their sysctl.
     ///
     /// # Errors
     /// What the machine lacks.
@@ -45,9 +46,11 @@ impl Forwarder {
         scenario: &Scenario,
         site: &Site,
         sysctls: &BTreeMap<String, u32>,
+        wiring: Wiring,
         pool: &'static Pool,
         name: &str,
     ) -> Result<Forwarder, Failure> {
+        let port = |interface: &str, role| port(interface, role, wiring);
         let ports =
             site.ports.iter().enumerate().map(|(number, interface)| {
                 port(interface, if number == 0 { Role::Uplink } else { Role::Pod })
@@ -144,11 +147,12 @@ pub(in crate::lab) fn keeps_ports(rules: &str) -> bool {
     masquerading.peek().is_some() && !masquerading.any(|line| line.contains("--random"))
 }
 
-fn port(interface: &str, role: Role) -> PortConfig {
+fn port(interface: &str, role: Role, wiring: Wiring) -> PortConfig {
     PortConfig {
         name: interface.to_owned(),
         role,
-        backend: Backend::AfPacket,
+        backend: wiring.backend(),
+        device: None,
         interface: interface.to_owned(),
         link_address: None,
         mtu: None,
@@ -160,6 +164,9 @@ fn port(interface: &str, role: Role) -> PortConfig {
         foreign: Foreign::Drop,
         index: None,
         faults: None,
+        capture: None,
+        trace: None,
+        xdp: XdpConfig::default(),
         tunnel: None,
     }
 }

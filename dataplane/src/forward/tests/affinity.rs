@@ -74,6 +74,17 @@ fn chance(address: &str) -> (Ipv4Addr, ChosenBy) {
     (address.parse().unwrap(), ChosenBy::Chance)
 }
 
+#[test]
+fn af_02_a_client_goes_back_to_its_backend_whichever_worker_it_comes_to() {
+    let mut first = start();
+    let mut second = first.sibling();
+    assert_eq!(first.open(2, OUTSIDE, 2001, WEB), chance("10.151.51.8"));
+    assert_eq!(second.open(0, OUTSIDE, 2002, WEB), (Ipv4Addr::new(10, 151, 51, 8), ChosenBy::Affinity));
+    assert_eq!(second.open(1, POD, 2003, WEB), chance("10.151.51.7"));
+    assert_eq!(first.open(2, POD, 2004, WEB), (Ipv4Addr::new(10, 151, 51, 7), ChosenBy::Affinity));
+    assert_eq!(first.forwarder.clients_v4().len(), 2);
+}
+
 fn affinity(address: &str) -> (Ipv4Addr, ChosenBy) {
     (address.parse().unwrap(), ChosenBy::Affinity)
 }

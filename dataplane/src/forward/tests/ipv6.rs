@@ -325,6 +325,18 @@ fn nb_02_the_first_packet_waits_for_an_advertisement_and_is_translated_once() {
 }
 
 #[test]
+fn nb_02_an_advertisement_that_another_worker_receives_is_told() {
+    let mut node = node();
+    let mut other = node.sibling();
+    let asked = node.receive(CALI_A, &arriving(CALI_A, &packet6(Carries::Syn, A, WEB, 64)));
+    assert_eq!(other.receive(CALI_B, &answered(&asked[0], POD_B)), []);
+    let [news] = other.sent.1[..] else { panic!("{:?}", other.sent.1) };
+    node.forwarder.hear(&news, node.now, &mut node.sent, &mut crate::forward::Nobody);
+    assert_eq!(node.take_sent(), [leaving(CALI_B, &packet6(Carries::Syn, A, B, 63))]);
+    assert!(node.sent.1.is_empty(), "it is not told again");
+}
+
+#[test]
 fn nb_02_the_node_asks_from_the_waiting_packet_s_address_if_it_is_the_port_s() {
     let mut node = node();
     let to = "[2001:db8:1::9]:7";

@@ -32,7 +32,7 @@ use crate::packet::{Burst, LinkAddr, Packet, PortId, Prefix, Protocol, V4};
 use crate::route::fixture::{
     CALI_1, CALI_2, CALI_7, CALI_8, DOCKER0, ENS3, TUNL0, seed_fib, seed_interfaces, seed_routes,
 };
-use crate::route::{Fib, Learned, Route};
+use crate::route::{Fib, Learned, News, Route};
 use crate::service::{
     Backend, Builder, Detector, FilterRule, Frontend, FrontendAddress, FrontendKey, FrontendKind, Path,
     Policy, Services,
@@ -97,12 +97,17 @@ struct Node {
     transmitted: u64,
 }
 
+/// What was sent, and what was told to other workers.
 #[derive(Default)]
-struct Sent(Vec<(PortId, Packet)>);
+struct Sent(Vec<(PortId, Packet)>, Vec<News>);
 
 impl Output for Sent {
     fn send(&mut self, port: PortId, packet: Packet) {
         self.0.push((port, packet));
+    }
+
+    fn tell(&mut self, news: News) {
+        self.1.push(news);
     }
 }
 
@@ -304,6 +309,12 @@ impl Node {
 
     fn dropped(&self, reason: Reason) -> u64 {
         self.forwarder.stats().dropped.get(reason)
+    }
+
+    /// The node at another of its workers.
+    fn sibling(&self) -> Node {
+        let forwarder = self.forwarder.sibling(9);
+        Node { forwarder, now: self.now, sent: Sent::default(), events: Vec::new(), transmitted: 0 }
     }
 
     fn set(&mut self, cluster: Cluster) {

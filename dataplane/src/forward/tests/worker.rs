@@ -280,7 +280,7 @@ fn nb_02_who_watches_hears_what_the_chores_give_up() {
     }
     let mut rig = plain();
     let ear = Ear::default();
-    rig.worker.observe(Some(Box::new(ear.clone())));
+    rig.worker.observe(Box::new(ear.clone()));
     rig.inject(CALI_7, &syn(POD, "172.16.5.5:80")); // on ens3's link, and nobody answers
     rig.run();
     assert!(matches!(ear.0.lock().unwrap().last(), Some(Event::Held { port: ENS3, .. })));

@@ -126,9 +126,15 @@ fn open_under(
     if is_pci(name) {
         super::checks::pci_device(std::path::Path::new("/sys"), name)?;
     }
+    let mut settings = settings.clone();
     if let Some(interface) = argument(device, "iface").filter(|_| name.starts_with("net_af_")) {
         sys::interface_index(interface)?;
+        // What the interface may bring must fit the driver, which asks nobody.
+        let socket = sys::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+        let mtu = sys::interface_mtu(&socket, interface)?;
+        settings.mtu = settings.mtu.or(u16::try_from(mtu).ok());
     }
+    let settings = &settings;
     let arguments = CString::new(completed(device, settings))
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: the string has its end; DPDK copies it.
@@ -291,8 +297,9 @@ fn start(
     let sums = dpdk::SHIM_TX_TCP_CKSUM | dpdk::SHIM_TX_UDP_CKSUM;
     let cuts = sums | dpdk::SHIM_TX_IPV4_CKSUM | dpdk::SHIM_TX_TCP_TSO | dpdk::SHIM_TX_MULTI_SEGS;
     let can = |offloads: u64| info.tx_offload_capa & offloads == offloads;
-    let capabilities =
-        Capabilities { partial_checksum: can(sums), gso: can(cuts), ..Capabilities::default() };
+    // The TAP driver cuts in software, by cloning mbufs, which chunks of a pool do not stand: it crashes.
+    let cutting = can(cuts) && driver != "net_tap";
+    let capabilities = Capabilities { partial_checksum: can(sums), gso: cutting, ..Capabilities::default() };
     configuration.txmode.offloads = (info.tx_offload_capa & dpdk::SHIM_TX_MULTI_SEGS)
         | if capabilities.partial_checksum { sums } else { 0 }
         | if capabilities.gso { cuts } else { 0 };

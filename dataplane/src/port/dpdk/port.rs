@@ -123,11 +123,11 @@ impl DpdkPort {
         let mut marks = Marks::default();
         if !packet.offload.needs_nothing() {
             marks = match Marks::of(&packet) {
-                Some(marks) => marks,
-                None if packet.offload.gso.is_some() => return Err(packet),
-                // Neither TCP nor UDP: no device knows how.
-                None if finish::finish_checksum(&mut packet).is_ok() => Marks::default(),
-                None => return Err(packet),
+                Some(marks) if self.capabilities.carries(&packet.offload) => marks,
+                _ if packet.offload.gso.is_some() => return Err(packet),
+                // Neither TCP nor UDP, which no device knows, or asked of a device that said it can not.
+                _ if finish::finish_checksum(&mut packet).is_ok() => Marks::default(),
+                _ => return Err(packet),
             };
         }
         if packet.offload.gso.is_none() && packet.len() > self.longest_frame {

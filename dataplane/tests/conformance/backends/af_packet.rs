@@ -32,8 +32,8 @@ pub(super) const NATURE: Nature = Nature {
 
 pub(super) const BACKEND: Backend = Backend { nature: &NATURE, open };
 
-/// A port on a new pair of interfaces, in a namespace that the thread enters.
-pub(super) fn parts(pool: &'static Pool, id: PortId) -> (AfPacketPort, RawWire, Namespace) {
+/// A new pair of interfaces, `va` and `vb`, in a namespace that the thread enters; the far end of `va`.
+pub(super) fn veth() -> (RawWire, Namespace) {
     let namespace = Namespace::new();
     namespace.enter();
     ip("link add va type veth peer name vb");
@@ -41,8 +41,14 @@ pub(super) fn parts(pool: &'static Pool, id: PortId) -> (AfPacketPort, RawWire, 
     ip("link set vb up");
     wait_until_up("va");
     wait_until_up("vb");
+    (RawWire::new("va", "vb"), namespace)
+}
+
+/// A port on such a pair.
+pub(super) fn parts(pool: &'static Pool, id: PortId) -> (AfPacketPort, RawWire, Namespace) {
+    let (wire, namespace) = veth();
     let port = AfPacketPort::open("va", id, pool, Options::default()).expect("a port on va");
-    (port, RawWire::new("va", "vb"), namespace)
+    (port, wire, namespace)
 }
 
 fn open(pool: &'static Pool, id: PortId) -> Bench {

@@ -77,8 +77,8 @@ impl<W: Wire> Wire for Behind<W> {
         self.wire.set_device(device);
     }
 
-    fn set_mtu(&mut self, bytes: usize) {
-        self.wire.set_mtu(bytes);
+    fn set_mtu(&mut self, bytes: usize) -> bool {
+        self.wire.set_mtu(bytes)
     }
 
     fn memory(&self) -> Option<&'static Pool> {

@@ -2,6 +2,8 @@
 //! description says is checked by the properties.
 
 mod af_packet;
+mod af_xdp;
+mod dpdk;
 mod fault;
 mod memory;
 mod pcap;
@@ -27,6 +29,10 @@ pub(crate) const BACKENDS: &[Backend] = &[
     pcap::BACKEND,
     af_packet::BACKEND,
     tap::BACKEND,
+    af_xdp::BACKEND,
+    af_xdp::IN_THE_STACK,
+    #[cfg(feature = "dpdk")]
+    dpdk::ON_RING,
     fault::OVER_MEMORY,
     fault::OVER_AF_PACKET,
 ];

@@ -8,7 +8,7 @@ mod order;
 mod rings;
 
 use crate::bench::Bench;
-use crate::nature::{Down, Nature};
+use crate::nature::{Down, EmptyPool, Nature};
 
 /// A property.
 pub(crate) struct Property {
@@ -18,10 +18,13 @@ pub(crate) struct Property {
     pub(crate) holds: fn(&mut Bench),
 }
 
-/// Those that a backend has to keep: what has no device cannot be down.
+/// Those that a backend has to keep: what has no device cannot be down, and where frames come in the sender's memory
+/// there are none while there is no memory.
 pub(crate) fn of(nature: &Nature) -> impl Iterator<Item = &'static Property> {
-    PROPERTIES.iter().filter(|property| {
-        nature.down != Down::NoDevice || !property.name.starts_with("a_device_that_is_down")
+    PROPERTIES.iter().filter(|property| match property.name {
+        "a_device_that_is_down_takes_nothing_and_loses_nothing" => nature.down != Down::NoDevice,
+        "an_empty_pool_loses_nothing_uncounted" => nature.empty_pool != EmptyPool::SendersMemory,
+        _ => true,
     })
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use pollux_dataplane::packet::{BURST, Burst, Packet, PortId};
 
-use crate::bench::{Bench, LOOKS, PATIENCE, Taking, assert_same, pause};
+use crate::bench::{Bench, LOOKS, PATIENCE, Sent, Taking, assert_same, pause};
 use crate::frame::{Frame, numbered};
 use crate::nature::{EmptyPool, FullReceive, FullTransmit};
 
@@ -23,18 +23,18 @@ fn assert_some_of(are: &[Frame], sent: &[Frame]) {
 pub(super) fn a_full_receive_ring_loses_nothing_uncounted(bench: &mut Bench) {
     let sent: Vec<Frame> = (0..FLOOD).map(|number| numbered(1, number, 100)).collect();
     let lost = bench.wire.lost();
-    bench.inject(&sent);
+    let on_their_way = sent.iter().take_while(|frame| bench.wire.send(frame) == Sent::OnItsWay).count();
     let received = bench.drain();
-    assert_some_of(&received, &sent);
     assert_same(&received, &sent[..received.len()]);
     let (missed, lost) = (bench.port.missed(), bench.wire.lost() - lost);
-    assert_eq!(
-        received.len() as u64 + missed + lost,
-        u64::from(FLOOD),
-        "{missed} missed, {lost} lost before"
-    );
+    // The interface may count what the port counts, all of it.
+    let twice = missed > 0 && lost == missed;
+    let counted = received.len() as u64 + missed + if twice { 0 } else { lost };
+    assert_eq!(counted, on_their_way as u64, "{missed} missed, {lost} lost before");
     let seen = match (missed, lost) {
+        (0, 0) if on_their_way < sent.len() => FullReceive::SenderWaits,
         (0, 0) => FullReceive::Waits,
+        _ if twice => FullReceive::Both,
         (_, 0) => FullReceive::Missed,
         (0, _) => FullReceive::Interface,
         _ => panic!("counted at two places: {missed} by the port, {lost} by the interface"),
@@ -109,7 +109,8 @@ pub(super) fn an_empty_pool_loses_nothing_uncounted(bench: &mut Bench) {
     assert_some_of(&received, &sent);
     let missed = bench.port.missed();
     let lost = bench.wire.lost() - lost;
-    assert_eq!((received.len() as u64 + missed, lost), (FRAMES as u64, 0), "{missed} missed");
+    assert_eq!(received.len() as u64 + missed, FRAMES as u64, "{missed} missed");
+    assert!(lost == 0 || lost == missed, "{missed} missed, {lost} lost before");
     let seen = match (while_empty, missed) {
         (FRAMES, 0) => EmptyPool::BringTheirOwn,
         (_, 0) => EmptyPool::Waits,
