@@ -78,3 +78,20 @@ pub(crate) use imp::{AtomicU32, AtomicU64, Mutex, MutexGuard, fence, lane, overw
 // The same in both: loom takes the standard library's.
 pub(crate) use std::sync::PoisonError;
 pub(crate) use std::sync::atomic::Ordering;
+
+/// Where two threads of a test wait for each other, again and again; not for ever when one of them has failed.
+#[cfg(all(test, not(feature = "model")))]
+#[derive(Default)]
+pub(crate) struct Meeting(std::sync::atomic::AtomicU64);
+
+#[cfg(all(test, not(feature = "model")))]
+impl Meeting {
+    pub(crate) fn wait(&self) {
+        let both = (self.0.fetch_add(1, Ordering::Relaxed) / 2 + 1) * 2;
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while self.0.load(Ordering::Relaxed) < both {
+            assert!(std::time::Instant::now() < end, "the other thread has gone");
+            std::thread::yield_now();
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::packet::V4;
 use crate::service::Affinity;
+use crate::sync::Meeting;
 
 const WEB: Affinity = Affinity { timeout: Duration::from_secs(10), service_port: 1 };
 const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 9);
@@ -178,13 +179,11 @@ fn a_large_table_is_in_parts_that_together_have_all_its_room() {
 fn af_01_workers_that_see_a_client_at_once_keep_it_at_one_backend() {
     let clients = Clients::<V4>::new(4 * LEAST);
     let now = Instant::from_secs(100);
-    let starts = std::sync::Barrier::new(2);
+    let starts = Meeting::default();
     let choose = |own: u8| {
         let mut chosen = Vec::new();
         for number in 0..1_000u32 {
-            if number % 50 == 0 {
-                starts.wait();
-            }
+            starts.wait();
             let client = clients.client(Ipv4Addr::from(number), 1);
             let known = [1, 2].into_iter().find(|last| client.is_fresh(&backend(*last), WEB.timeout, now));
             let place = known.unwrap_or(own);

@@ -182,7 +182,7 @@ fn writers_that_need_each_others_buckets_both_come_to_an_end() {
 /// so comes first, and it stays, or finds it gone.
 #[test]
 fn ct_09_a_connection_that_becomes_assured_is_not_evicted() {
-    explore("a connection that becomes assured is not evicted", PREEMPTIONS, || {
+    explore("a connection that becomes assured is not evicted", 2, || {
         let table = table::<V4>(1);
         let new = tcp(1);
         table.insert(&new, at(0)).unwrap();

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::packet::family::{V4, V6};
+use crate::sync::Meeting;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant as Clock};
@@ -170,21 +171,6 @@ fn ct_12_workers_that_use_end_and_begin_a_connection_at_once_come_to_an_end() {
     let counters = table.counters();
     let ended = counters.removed + counters.expired + counters.evicted;
     assert_eq!(counters.inserted - ended, table.len() as u64);
-}
-
-/// Where two threads wait for each other, again and again; not for ever when one of them has failed.
-#[derive(Default)]
-struct Meeting(AtomicU64);
-
-impl Meeting {
-    fn wait(&self) {
-        let both = (self.0.fetch_add(1, Relaxed) / 2 + 1) * 2;
-        let end = Clock::now() + Duration::from_secs(60);
-        while self.0.load(Relaxed) < both {
-            assert!(Clock::now() < end, "the other thread has gone");
-            thread::yield_now();
-        }
-    }
 }
 
 /// A connection of client `port` through a Service to a backend, masqueraded to a port of its own.

@@ -14,6 +14,7 @@ mod neighbours;
 mod related;
 mod reverse;
 mod routing;
+mod siblings;
 mod source_ports;
 mod team;
 mod tunnel;
