@@ -7,7 +7,7 @@ set -euo pipefail
 
 binaries=${1:?usage: scripts/soak.sh FOLDER [PART...]}
 shift
-all=(scale traffic)
+all=(scale traffic twins)
 parts=("$@")
 ((${#parts[@]} > 0)) || parts=("${all[@]}")
 
@@ -30,6 +30,11 @@ traffic() {
 	# Each of 10,000 connections takes a descriptor.
 	ulimit -n "$(ulimit -Hn)" || return 1
 	"${CARGO:-cargo}" test --locked --package pollux-control --test soak -- --nocapture
+}
+
+# The kernel as judge of Pollux over AF_XDP: the folders of the corpus that make test leaves out. Needs root.
+twins() {
+	"${CARGO:-cargo}" test --locked --package pollux-control --test twins -- --ignored af_xdp
 }
 
 echo "soak: $(date -u +%Y-%m-%d), $(nproc) processors, $(uname -sr), load $(cut -d' ' -f1 /proc/loadavg)"

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use pollux_control::agent::WORKER;
 use pollux_control::lab::capture::Injector;
 use pollux_control::lab::traffic::Payload;
 use pollux_dataplane::packet::Protocol;
@@ -48,7 +47,7 @@ pub(crate) fn flood() -> Outcome {
     let own = this_thread()?;
     priority(own, -10)?;
     let mut site = Site::new("fl-", &Options { connections: TABLE, ..Options::default() })?;
-    priority(thread_named(WORKER)?, -15)?;
+    priority(thread_named("pollux-worker-0")?, -15)?;
     let [v4, _] = &families();
     let service = SocketAddr::new(To::Near.cluster_ip(v4), At::Data.port());
     let at = SocketAddr::new(To::Near.backend(v4), At::Data.target());

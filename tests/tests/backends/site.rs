@@ -64,7 +64,7 @@ pub(super) const BACKENDS: [Backend; 3] = [
     },
     Backend {
         name: "af_xdp",
-        lines: &["backend: af_xdp"],
+        lines: &["backend: af_xdp", "xdp: {ring: 128}"], // all of them in one pool
         workers: 2,
         partial: Partial::ByTheHostPort,
         needs: Needs::Root,

@@ -27,6 +27,9 @@ use crate::lab::sequences::Entry;
 /// Connections that the flow table holds: more than a comparison makes.
 const CONNECTIONS: u32 = 1 << 16;
 
+/// Frames that wait at each queue of an AF_XDP port: more than a round of connections sends before it waits.
+const XDP_RING: u32 = 512;
+
 /// Connections that are asked for at once.
 const SLICE: usize = 1024;
 
@@ -166,7 +169,7 @@ fn port(interface: &str, role: Role, wiring: Wiring) -> PortConfig {
         faults: None,
         capture: None,
         trace: None,
-        xdp: XdpConfig::default(),
+        xdp: XdpConfig { ring: XDP_RING, ..XdpConfig::default() },
         tunnel: None,
     }
 }
