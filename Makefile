@@ -6,12 +6,12 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo demo-xdp demo-dpdk steer test model soak bench instructions lint
+.PHONY: help demo demo-xdp steer test model soak bench instructions lint
 
 help:
 	@echo 'make demo          build Pollux and watch connections go through a ClusterIP'
 	@echo 'make demo-xdp      the same with the ports of that node on AF_XDP; as root'
-	@echo 'make demo-dpdk     the same with the ports of that node on DPDK'
+	@echo 'make     the same with the ports of that node on DPDK'
 	@echo 'make test          all tests, then the guard over instruction counts'
 	@echo 'make model         the flow table under the model checker alone (part of make test)'
 	@echo 'make soak          long runs at scale, each part of scripts/soak.sh'
@@ -29,11 +29,6 @@ demo-xdp:
 	@scripts/setup.sh demo
 	$(CARGO) build --locked --release --package pollux-control --bin pollux
 	$(target)/release/pollux demo --backend af_xdp
-
-demo-dpdk:
-	@scripts/setup.sh demo-dpdk
-	$(CARGO) build --locked --release --package pollux-control --features dpdk --bin pollux
-	$(target)/release/pollux demo --backend dpdk
 
 # The steering program of AF_XDP ports. Its object is kept beside it; a test compares them.
 steer:

@@ -2,7 +2,7 @@
 # Installs what a make target needs and the machine lacks: Debian's packages through apt (through sudo when
 # not root), Rust's components through rustup. Touches nothing, and no network, when nothing is missing.
 #
-#   scripts/setup.sh demo|demo-dpdk|steer|test|soak|bench|lint
+#   scripts/setup.sh demo|steer|test|soak|bench|lint
 #
 # Ends with 4, and says what to install by hand, when it can not install it.
 set -euo pipefail
@@ -20,7 +20,6 @@ dpdk=("pkg-config pkg-config" "pkg:libdpdk libdpdk-dev" "/usr/lib/llvm-*/lib/lib
 case $target in
 demo) needs=("${compiler[@]}" "${namespaces[@]}") ;;
 steer) needs=("clang clang") ;;
-demo-dpdk) needs=("${compiler[@]}" "${namespaces[@]}" "${dpdk[@]}") ;;
 test)
 	needs=("${compiler[@]}" "${namespaces[@]}" "${dpdk[@]}" "iptables-restore iptables" "conntrack conntrack" "valgrind valgrind"
 		"tcpdump tcpdump")
@@ -34,7 +33,7 @@ soak) needs=("${compiler[@]}" "${namespaces[@]}" "ping iputils-ping" "jq jq") ;;
 bench) needs=("${compiler[@]}" "valgrind valgrind") ;;
 lint) needs=("${compiler[@]}" "${dpdk[@]}") ;;
 *)
-	echo "usage: scripts/setup.sh demo|demo-dpdk|steer|test|soak|bench|lint" >&2
+	echo "usage: scripts/setup.sh demo|steer|test|soak|bench|lint" >&2
 	exit 2
 	;;
 esac

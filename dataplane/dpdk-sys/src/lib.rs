@@ -8,7 +8,13 @@
 //!
 //! Linked are DPDK's shared libraries. Its drivers are plugins that the EAL loads from the directory it was built with.
 #![allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals, reason = "DPDK's names")]
-#![allow(unreachable_pub, clippy::all, clippy::undocumented_unsafe_blocks, reason = "generated")]
+#![allow(
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    reason = "generated"
+)]
 
 include!(concat!(env!("OUT_DIR"), "/dpdk.rs"));
 
