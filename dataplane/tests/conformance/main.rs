@@ -32,7 +32,10 @@ fn main() {
         print!("{}", docs::page(NATURES));
         return;
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // One after the other: a processor's queue of frames between interfaces (net.core.netdev_max_backlog) is one for all
+    // namespaces, so that one test's flood would cost another its frames.
+    arguments.test_threads.get_or_insert(1);
     // Before any thread is started: only a process of one thread may enter a user namespace.
     let rights = sandbox::enter();
     let mut trials = Vec::new();

@@ -51,9 +51,22 @@ impl File {
     }
 }
 
-impl Write for File {
+/// Bytes of a capture's header.
+const CAPTURE_HEADER: usize = 24;
+
+/// What a replay sends, behind what earlier ones have. One capture's header is enough for the far end, which may be
+/// reading: this one's never gets there.
+struct Behind {
+    file: File,
+    /// Bytes of the header still to come.
+    header: usize,
+}
+
+impl Write for Behind {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes().extend(bytes);
+        let (header, records) = bytes.split_at(bytes.len().min(self.header));
+        self.header -= header.len();
+        self.file.bytes().extend(records);
         Ok(bytes.len())
     }
 
@@ -64,7 +77,7 @@ impl Write for File {
 
 /// A replay after the other.
 struct Replays {
-    port: PcapPort<Cursor<Vec<u8>>, File>,
+    port: PcapPort<Cursor<Vec<u8>>, Behind>,
     /// Records for the next replay, and the record of what was sent.
     next: File,
     sent: File,
@@ -77,7 +90,7 @@ fn replay(
     sent: &File,
     id: PortId,
     pool: &'static Pool,
-) -> PcapPort<Cursor<Vec<u8>>, File> {
+) -> PcapPort<Cursor<Vec<u8>>, Behind> {
     let mut capture = Vec::new();
     // Little endian, nanoseconds, Ethernet.
     for word in [0xa1b2_3c4du32, 0x0004_0002, 0, 0, 262_144, 1] {
@@ -85,10 +98,8 @@ fn replay(
     }
     capture.extend(records);
     let reader = PcapReader::new(Cursor::new(capture)).expect("a capture");
-    let before = sent.bytes().len();
-    let writer = PcapWriter::new(sent.clone()).expect("a writer");
-    // One capture's header is enough for the far end.
-    sent.bytes().truncate(before);
+    let sent = Behind { file: sent.clone(), header: CAPTURE_HEADER };
+    let writer = PcapWriter::new(sent).expect("a writer");
     let mut port = PcapPort::new(reader, writer, id, pool);
     port.set_time(Instant::from_secs(1));
     port
