@@ -29,28 +29,10 @@ fn has_program(site: &Site, interface: &str) -> Result<bool, Box<dyn std::error:
     Ok(site.slave1().output(&mut command)?.contains("prog/xdp"))
 }
 
-/// Gives a pod a cable whose ends send and receive by two queues.
-fn plug_with_two_queues(site: &Site, pod: Pod) -> Outcome {
-    let Pod { name, address, link, port, .. } = pod;
-    let there = site.network.node(name);
-    let namespace = there.name().ok_or("a namespace without a name")?;
-    let queues = "numrxqueues 2 numtxqueues 2";
-    site.slave1().ip(&format!(
-        "link delete {port}\n\
-         link add {port} address ee:ee:ee:ee:ee:ee mtu 1480 {queues} type veth peer name eth0 address {link} mtu 1480 \
-         {queues} netns {namespace}"
-    ))?;
-    there.ip(&format!(
-        "address add {address}/32 dev eth0\nlink set eth0 up\n\
-         route add 169.254.1.1 dev eth0 scope link\nroute add default via 169.254.1.1 dev eth0"
-    ))?;
-    site.slave1().set_sysctl(&format!("net/ipv4/conf/{port}/proxy_arp"), "1")?;
-    Ok(site.slave1().ip(&format!("link set {port} up\nroute add {address} dev {port} scope link"))?)
-}
-
 /// With two workers, and a pod that sends by two queues: each worker has one of them.
 pub(super) fn the_service_works_and_the_kernel_does_not_forward(site: &Site) -> Outcome {
-    plug_with_two_queues(site, POD_51_1)?;
+    site.unplug(POD_51_1, POD_51_1.port)?;
+    site.plug(POD_51_1, POD_51_1.port, "numrxqueues 2 numtxqueues 2")?;
     let mut config: Value = serde_json::from_str(&document(&json!({"ring": 512}))?)?;
     config["workers"] = json!(2);
     site.write_file("node.yaml", &config.to_string())?;

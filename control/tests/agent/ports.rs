@@ -33,19 +33,20 @@ fn by_pattern(document: &mut Value) {
 
 impl Site {
     /// Takes a pod's cable away, at the node's end.
-    fn unplug(&self, pod: Pod, port: &str) -> Outcome {
+    pub(super) fn unplug(&self, pod: Pod, port: &str) -> Outcome {
         assert!(port.starts_with("cali"), "{} has a cable of Calico's", pod.name);
         Ok(self.slave1().ip(&format!("link delete {port}"))?)
     }
 
-    /// Gives a pod a new cable, under this name at the node's end, with what belongs to it.
-    fn plug(&self, pod: Pod, port: &str) -> Outcome {
+    /// Gives a pod a new cable, under this name at the node's end, with what belongs to it. `options` are those of
+    /// ip-link(8) for both ends.
+    pub(super) fn plug(&self, pod: Pod, port: &str, options: &str) -> Outcome {
         let Pod { name, address, link, .. } = pod;
         let there = self.network.node(name);
         let namespace = there.name().ok_or("a namespace without a name")?;
         self.slave1().ip(&format!(
-            "link add {port} address ee:ee:ee:ee:ee:ee mtu 1480 type veth peer name eth0 address {link} mtu 1480 \
-             netns {namespace}"
+            "link add {port} address ee:ee:ee:ee:ee:ee mtu 1480 {options} type veth peer name eth0 address {link} \
+             mtu 1480 {options} netns {namespace}"
         ))?;
         there.ip(&format!(
             "address add {address}/32 dev eth0\nlink set eth0 up\n\
@@ -117,7 +118,7 @@ pub(super) fn ports_by_pattern_come_and_go(site: &Site) -> Outcome {
     kept.echo(b"the others go on", SOON)?;
 
     // Another one comes, under another name: it gets the number that is free, and the same fields.
-    site.plug(POD_51_1, "calinew0")?;
+    site.plug(POD_51_1, "calinew0", "")?;
     wait(|| port(&mut client, "calinew0").filter(|port| port.state == PortState::Up), "the new port")?;
     site.connect(POD_51_1.name)?.close(SOON)?;
     assert_eq!(number("calinew0"), places[0]);
@@ -140,7 +141,7 @@ pub(super) fn ports_by_pattern_come_and_go(site: &Site) -> Outcome {
     assert!(kept.echo(LATE, Duration::from_millis(300)).is_err());
     let stats = assert_balanced(&mut client)?;
     assert!(stats.drops.iter().map(|drop| drop.count).sum::<u64>() > 0, "{:?}", stats.drops);
-    site.plug(POD_51_7, POD_51_7.port)?;
+    site.plug(POD_51_7, POD_51_7.port, "")?;
     wait(|| port(&mut client, POD_51_7.port), "the backend's port")?;
     kept.echo(LATE, SOON)?; // TCP sends it again
     drop(kept);
@@ -177,7 +178,7 @@ pub(super) fn an_interface_goes_and_comes_back(site: &Site) -> Outcome {
     );
     assert!(kept.echo(LATE, Duration::from_millis(300)).is_err());
     // The other ports go on: from a pod to the node's own address, through the host port.
-    site.plug(POD_51_8, POD_51_8.port)?;
+    site.plug(POD_51_8, POD_51_8.port, "")?;
     let is_up = |client: &mut Client| port(client, POD_51_8.port).filter(|port| port.state == PortState::Up);
     wait(|| is_up(&mut client), "the port to be back")?;
     kept.echo(LATE, SOON)?; // TCP sends it again

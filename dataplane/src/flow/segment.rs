@@ -1,9 +1,9 @@
-//! One TCP segment against its connection: the machine of [`tcp`](super::tcp), and what sequence numbers have to
+//! One TCP segment against its connection: the machine of `tcp`, and what sequence numbers have to
 //! say about it (CT-05 to CT-07).
 //!
 //! Of each direction the highest acknowledgement and the end of the last segment are kept ([`Seen`]), in the
 //! entry that its packets read anyway. That tells a RST that is plausible from a blind one, data that nobody has
-//! acknowledged, and a SYN-ACK that answers a SYN which was ignored. Where windows are tracked too, [`window`](super::window)
+//! acknowledged, and a SYN-ACK that answers a SYN which was ignored. Where windows are tracked too, `window`
 //! judges each segment; where they are not, every segment is taken for one within its window.
 
 use super::key::Direction;

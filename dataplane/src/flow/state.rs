@@ -2,8 +2,8 @@
 //!
 //! `step` is pure: status, direction and what the packet says go in; the next status and the timeout to
 //! renew come out. The table applies it with one compare-and-swap, so two workers that see a FIN and a RST at
-//! once agree on an order (CT-12). TCP follows [`tcp`](super::tcp) and [`segment`](super::segment), SCTP its chunks
-//! ([`sctp`](super::sctp)); UDP becomes a stream when both sides have used it for two seconds.
+//! once agree on an order (CT-12). TCP follows `tcp` and `segment`, SCTP its chunks
+//! (`sctp`); UDP becomes a stream when both sides have used it for two seconds.
 
 use super::key::{Direction, FlowKey};
 use super::sctp::{self, SctpPacket, SctpState};

@@ -24,6 +24,7 @@ pub mod observe;
 mod orphans;
 mod related;
 mod reverse;
+mod state;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -38,25 +39,23 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::flow::{Candidate, FlowKey, FlowTable, Hash, NextHopRef, Sysctls, Timeouts};
-use crate::nat::fragments::{Fragments, Limits};
 use crate::packet::ethernet;
 use crate::packet::parse::{Headers, Parsed, parse};
 use crate::packet::plain::Plain;
 use crate::packet::{Address, BURST, Burst, Family, Packet, PortId, V4, V6};
 use crate::pool::Pool;
-use crate::route::{Changed, NeighbourEvent, Neighbours, News, Stamps};
-use crate::service::{Clients, Origin, Services};
+use crate::route::{Neighbours, News};
+use crate::service::{Clients, Origin};
 use crate::stats::{Reason, Stats};
 use crate::tables::{FamilyTables, Masquerade, Ports, ReversePath, Tables};
 use crate::time::Instant;
-use established::Way;
 use express::Express;
 pub use host::HOST_SIDE;
 use host::{Wire, pass_on};
 pub use limit::ErrorRate;
 use limit::Limiter;
 pub use observe::{BoxedObserver, Event, Nobody, Observer, ObserverId, Observers};
-use orphans::Orphans;
+use state::State;
 
 /// Where the forwarder puts frames that are ready to leave.
 pub trait Output {
@@ -115,22 +114,6 @@ struct Siblings {
     born: AtomicU32,
     /// When any of them last looked for what has expired: the slices of one walk are shared out by chance.
     ticked: AtomicU64,
-}
-
-/// What a family keeps between packets.
-struct State<A: Family> {
-    /// Shared with who lists and removes connections without the worker.
-    flows: Arc<FlowTable<A>>,
-    /// Shared too: a client's connections come to any worker.
-    clients: Arc<Clients<A>>,
-    neighbours: Neighbours<A>,
-    fragments: Fragments<A>,
-    /// Changes of routing: a flow whose next hop was found under another stamp of its destination looks again.
-    stamps: Stamps,
-    /// Masqueraded connections that an interface's end is to take along.
-    orphans: Orphans<A>,
-    /// Whether neighbours' events are being worked off: what that gives rise to is left to the same loop.
-    working_off: bool,
 }
 
 /// What both families share.
@@ -521,110 +504,6 @@ impl Forwarder {
 /// Clients of session affinity looked at in a tick. Only memory waits for it: whether an entry is too old is
 /// asked where it is used.
 const AFFINITY_SLICE: usize = 64;
-
-impl<A: Family> State<A> {
-    fn new(settings: &Settings, random: &mut StdRng) -> io::Result<State<A>> {
-        Ok(State {
-            flows: Arc::new(FlowTable::with_sysctls(
-                settings.connections,
-                random.random(),
-                settings.timeouts.clone(),
-                settings.sysctls,
-            )?),
-            clients: Arc::new(Clients::new(settings.clients)),
-            neighbours: Neighbours::default(),
-            fragments: Fragments::new(Limits::of::<A>()),
-            stamps: Stamps::default(),
-            orphans: Orphans::default(),
-            working_off: false,
-        })
-    }
-
-    /// The state of another worker on the same connections.
-    fn sibling(&self, number: u8) -> State<A> {
-        State {
-            flows: Arc::clone(&self.flows),
-            clients: Arc::clone(&self.clients),
-            neighbours: Neighbours::default(),
-            fragments: Fragments::new(self.fragments.limits()),
-            stamps: Stamps::of_worker(number),
-            orphans: Orphans::default(),
-            working_off: false,
-        }
-    }
-
-    /// What an entry's next hop stands for.
-    fn destination_of(&self, next_hop: NextHopRef) -> NextHop<A> {
-        if !self.stamps.are_of(next_hop.generation) {
-            return NextHop::Unknown;
-        }
-        match Way::of(next_hop) {
-            Way::Host => NextHop::Host,
-            Way::Port(id) => match self.neighbours.get(id) {
-                Some(neighbour) => NextHop::Neighbour(neighbour.port, neighbour.address),
-                None => NextHop::Unknown,
-            },
-        }
-    }
-
-    fn routing_changed(&mut self, ports: bool, old: Option<&FamilyTables<A>>, new: Option<&FamilyTables<A>>) {
-        match (old, new) {
-            (None, None) => {}
-            (Some(old), Some(new)) if Arc::ptr_eq(&old.routing, &new.routing) && !ports => {}
-            (Some(old), Some(new)) => {
-                match new.routing.fib.changed_since(&old.routing.fib) {
-                    _ if ports => self.stamps.renew_all(),
-                    Changed::Nothing => {}
-                    Changed::Prefixes(prefixes) => {
-                        prefixes.iter().for_each(|prefix| self.stamps.renew(*prefix));
-                    }
-                    Changed::Everything => self.stamps.renew_all(),
-                }
-                self.orphans.interfaces_changed(&old.routing.interfaces, &new.routing.interfaces);
-            }
-            _ => self.stamps.renew_all(),
-        }
-    }
-
-    /// AF-02: forgets the clients of endpoints that are gone. Looks at what the snapshots do not share.
-    fn services_changed(&mut self, old: Option<&FamilyTables<A>>, new: Option<&FamilyTables<A>>) {
-        let Some(old) = old else { return };
-        match new {
-            Some(new) => self.clients.forget(old.services.departed(&new.services)),
-            None => self.clients.forget(old.services.departed(&Services::default())),
-        }
-    }
-
-    /// Forgets the neighbours of ports that are gone, or whose number another port has now.
-    fn ports_changed(&mut self, old: &Ports, new: &Ports) {
-        for (id, before) in old.iter() {
-            if new.get(id).is_none_or(|port| port.name != before.name) {
-                self.neighbours.remove_port(id);
-            }
-        }
-        for (id, port) in new.iter() {
-            self.neighbours.set_port(id, port.link_address, port.mtu);
-        }
-    }
-
-    /// The family is no longer forwarded: what still waits, for neighbours or first fragments, waits in vain.
-    fn let_go(&mut self, ports: &Ports, core: &mut Core) {
-        self.fragments
-            .clear(Reason::Unsupported, &mut |packet, reason| core.drop(packet, reason, &mut Nobody));
-        if self.neighbours.held() == 0 {
-            return;
-        }
-        for (id, port) in ports.iter() {
-            self.neighbours.remove_port(id);
-            self.neighbours.set_port(id, port.link_address, port.mtu);
-        }
-        while let Some(event) = self.neighbours.next_event() {
-            if let NeighbourEvent::Failed(packet, _) | NeighbourEvent::Release(_, packet) = event {
-                core.drop(packet, Reason::Unsupported, &mut Nobody);
-            }
-        }
-    }
-}
 
 impl Lookup {
     /// Asks for the bucket.

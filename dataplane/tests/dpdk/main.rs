@@ -20,17 +20,6 @@ use pollux_dataplane::pool::Pool;
 use pollux_dataplane::port::dpdk::Eal;
 use pollux_dataplane::port::dpdk::eal::{Options, Pages};
 
-/// A trial that has the name of its function and fails when that panics.
-#[macro_export]
-macro_rules! trial {
-    ($test:ident) => {
-        Trial::test(stringify!($test), || {
-            $test();
-            Ok(())
-        })
-    };
-}
-
 /// DPDK in ordinary pages.
 fn options() -> Options {
     Options { pages: Pages::Ordinary, memory: 384, ..Options::default() }

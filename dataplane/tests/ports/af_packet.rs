@@ -1,6 +1,5 @@
 //! AF_PACKET over veth: PT-01, PT-04, PT-05.
 
-use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -14,8 +13,8 @@ use pollux_dataplane::port::finish;
 
 use crate::sandbox::ip;
 use crate::topology::{
-    AS_IT_IS, Inbox, PATIENCE, SILENCE, Traffic, is_udp, pod, pool, send_all, send_frame, tagged, tcp_frame,
-    transfer, udp_frame, veth_pair, wait_until_up, wire,
+    AS_IT_IS, Inbox, PATIENCE, SILENCE, Traffic, error_of_receive, is_udp, pod, pool, send_all, send_frame,
+    tagged, tcp_frame, transfer, udp_frame, veth_pair, wait_until_up, wire,
 };
 use crate::trial;
 
@@ -326,17 +325,6 @@ fn pt_01_interfaces_that_cannot_be_opened() {
     assert_eq!(message(""), "no such interface: ");
     assert_eq!(message("a-name-that-is-too-long"), "no such interface: a-name-that-is-too-long");
     assert_eq!(message("lo"), "AF_PACKET on lo: not an Ethernet interface");
-}
-
-fn error_of_receive(port: &mut AfPacketPort) -> io::Error {
-    let mut burst = Burst::new();
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        if let Err(error) = port.receive(&mut burst) {
-            return error;
-        }
-    }
-    panic!("no error was said");
 }
 
 fn pt_01_an_interface_goes_down_and_comes_back() {

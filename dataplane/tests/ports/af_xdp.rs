@@ -1,6 +1,5 @@
 //! AF_XDP ports on real interfaces: veth pairs, with sockets and AF_PACKET ports at the other ends.
 
-use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -16,8 +15,8 @@ use pollux_dataplane::port::{Port, finish};
 use crate::sandbox::{Namespace, Rights, ip};
 use crate::steer::{attach_left_behind, attach_without_link, somebody_elses_program};
 use crate::topology::{
-    Inbox, MAC_B, PATIENCE, SILENCE, eventually, is_udp, pod, pool, send_all, send_frame, tagged, transfer,
-    udp_frame, veth_pair, wait_until_up, wire,
+    Inbox, MAC_B, PATIENCE, SILENCE, error_of_receive, eventually, is_udp, pod, pool, send_all, send_frame,
+    tagged, transfer, udp_frame, veth_pair, wait_until_up, wire,
 };
 use crate::trial;
 
@@ -566,17 +565,6 @@ fn pt_01_what_a_crash_left_attached_is_replaced() {
     assert_eq!(a.next(is_udp).to_vec(), frame);
     drop((a, b));
     assert!(eventually(|| !has_program("va")));
-}
-
-fn error_of_receive(port: &mut AfXdpPort) -> io::Error {
-    let mut burst = Burst::new();
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        if let Err(error) = port.receive(&mut burst) {
-            return error;
-        }
-    }
-    panic!("no error was said");
 }
 
 fn pt_01_an_af_xdp_interface_goes_down_and_comes_back() {

@@ -17,17 +17,6 @@ use libtest_mimic::{Arguments, Trial};
 
 use sandbox::Rights;
 
-/// A trial that has the name of its function and fails when that panics.
-#[macro_export]
-macro_rules! trial {
-    ($test:ident) => {
-        Trial::test(stringify!($test), || {
-            $test();
-            Ok(())
-        })
-    };
-}
-
 fn main() {
     let arguments = Arguments::from_args();
     if let Some(interface) = std::env::var_os(guard::CHILD) {

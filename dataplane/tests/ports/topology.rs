@@ -15,6 +15,17 @@ use pollux_dataplane::port::Port;
 
 use crate::sandbox::{Namespace, ip};
 
+/// A trial that has the name of its function and fails when that panics.
+#[macro_export]
+macro_rules! trial {
+    ($test:ident) => {
+        Trial::test(stringify!($test), || {
+            $test();
+            Ok(())
+        })
+    };
+}
+
 /// Long enough on a busy machine for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -303,4 +314,16 @@ pub(crate) fn ping(address: &str, patience: Duration) -> bool {
         }
     }
     false
+}
+
+/// The error that a port says when it is asked for frames, within [`PATIENCE`].
+pub(crate) fn error_of_receive<P: Port>(port: &mut Inbox<P>) -> std::io::Error {
+    let mut burst = Burst::new();
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if let Err(error) = port.receive(&mut burst) {
+            return error;
+        }
+    }
+    panic!("no error was said");
 }

@@ -1,5 +1,5 @@
 //! The seed's packet walks, W1 to W14, as data: which frames go in, and the exact bytes that must come out.
-//! One list for every way to play it ([`play`]): a worker alone on ports in memory, with a clock of the
+//! One list for every way to play it ([`play()`]): a worker alone on ports in memory, with a clock of the
 //! test's, and a whole agent on every backend.
 //!
 //! An expected frame is the one that went in with the fields that the walk changes, written anew by code that
@@ -89,7 +89,7 @@ pub struct Written {
     pub partial: Option<Vec<u8>>,
 }
 
-/// What goes with [`Written::partial`].
+/// What goes with `Written::partial`.
 pub const PARTIAL: Offload =
     Offload { checksum: ChecksumState::Partial { start: 34, offset: 16 }, gso: None };
 

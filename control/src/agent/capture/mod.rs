@@ -1,6 +1,6 @@
 //! Captures of a running agent: frames as they pass, with what was decided about them. `pollux capture` asks for one
-//! over the admin socket ([`serve`]); a port's `capture` and `trace` in the configuration are one for as long as the
-//! agent runs ([`standing`]).
+//! over the admin socket (`serve`); a port's `capture` and `trace` in the configuration are one for as long as the
+//! agent runs (`standing`).
 
 mod decision;
 mod describe;

@@ -1,5 +1,5 @@
 //! Connections as conntrack(8) speaks of them: what is asked over the admin socket, and the items of the
-//! answers (CT-11). [`serve`] answers, `pollux conntrack` prints.
+//! answers (CT-11). `serve` answers, `pollux conntrack` prints.
 
 mod select;
 pub(super) mod serve;
